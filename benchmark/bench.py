@@ -1,0 +1,347 @@
+"""Measure bundles on a device: which artifacts can run, their real inputs, the measurement, and results with statistics and parity."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import re
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from mobileclip import __version__
+from mobileclip.benchmark import statistics
+from mobileclip.benchmark.devices import host
+from mobileclip.benchmark.protocol import (
+    MIN_SAMPLES,
+    MIN_SECONDS,
+    MIN_WARMUP_RUNS,
+    PARITY_BAR,
+    SCHEMA_VERSION,
+    UNSTABLE_CV_PERCENT,
+    BenchRequest,
+    BenchResult,
+    BenchRun,
+    DeviceSamples,
+    Environment,
+    Failure,
+    Measured,
+)
+from mobileclip.errors import BundleError, InputError, MissingToolError, MobileClipError
+from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Target, Tower
+from mobileclip.files import did_you_mean, reading, require, write_bytes
+
+DEVICES = ("host",)
+_ELSEWHERE = re.compile(r"(iphone|ipad|pixel|galaxy|android|web)[a-z0-9 _-]*", re.IGNORECASE)
+MAX_RESULT_BYTES = 256 * 2**20
+_MODULES: dict[Target, str] = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
+
+
+def check_device(name: str) -> str:
+    """The device of that name.
+
+    Raises:
+        MissingToolError: A phone or a browser, which this version does not reach.
+        InputError: An unknown name.
+    """
+    if name in DEVICES:
+        return name
+    if _ELSEWHERE.fullmatch(name) and not difflib.get_close_matches(name.lower(), DEVICES, cutoff=0.8):
+        raise MissingToolError(f"device {name!r} cannot be reached by this version; measure on this machine with --device host")
+    raise did_you_mean("device", name, DEVICES)
+
+
+def find_bundles(folder: Path) -> list[Path]:
+    """The folder itself if it is a bundle, else the bundles right below it.
+
+    Raises:
+        InputError: There is none.
+    """
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    found = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise InputError(f"{folder.resolve()}: no bundle here; make one first with: mobileclip export")
+    return found
+
+
+def not_runnable(bundle: Bundle, artifact: ArtifactInfo) -> str | None:
+    """Why an artifact cannot be timed on this machine; None if it can."""
+    name = f"{bundle.path.name} {artifact.target} {artifact.tower}"
+    on_mac = sys.platform == "darwin"
+    if artifact.target == "coreml" and not on_mac:
+        return f"{name}: CoreML runs on a Mac or an iPhone only; the interpreter used elsewhere checks numbers and is no runtime to time"
+    if artifact.target == "executorch" and artifact.backend == "coreml" and not on_mac:
+        return f"{name}: the CoreML delegate runs on a Mac or an iPhone only; export with --backend xnnpack to time it here"
+    if importlib.util.find_spec(_MODULES[artifact.target]) is None:
+        return f"{name}: the package {_MODULES[artifact.target]} is missing; pip install 'mobileclip-toolkit[{artifact.target}]'"
+    return None
+
+
+def bench(
+    bundles: Sequence[Path],
+    *,
+    device: str = "host",
+    runtimes: Sequence[str] = (),
+    towers: Sequence[Tower] = TOWERS,
+    threads: int = 1,
+    seconds: float = MIN_SECONDS,
+    samples: int = MIN_SAMPLES,
+    warmup_runs: int = MIN_WARMUP_RUNS,
+    seed: int = 0,
+    timeout_s: float = host.TIMEOUT_S,
+    progress: host.Progress = lambda _: None,
+) -> BenchRun:
+    """Measure every chosen artifact, interleaved, each in its own process.
+
+    Args:
+        bundles: Bundle folders.
+        device: Where; only `host` today.
+        runtimes: Targets to run; everything that can run here if empty.
+        towers: Towers to run.
+        threads: Of each measurement.
+        seconds: Least time of timed runs of each measurement.
+        samples: Least number of timed runs of each measurement.
+        warmup_runs: Untimed runs before.
+        seed: Of the order of turns and of the choice of outputs to check.
+        timeout_s: For one answer of a worker process.
+        progress: Told what is being done.
+
+    Returns:
+        Results, failures of single measurements, and what was left out.
+
+    Raises:
+        InputError: An unknown or absent runtime, no tower, a damaged bundle.
+        MissingToolError: Nothing that was asked for can run here.
+    """
+    check_device(device)
+    if threads < 1 or samples < 1 or not 0 <= seconds < float("inf") or warmup_runs < 0:
+        raise InputError("threads and samples must be 1 or more, seconds and warm-up runs 0 or more")
+    for name in runtimes:
+        if name not in TARGETS:
+            raise did_you_mean("runtime", name, TARGETS)
+    opened = [Bundle.open(path) for path in dict.fromkeys(path.resolve() for path in bundles)]
+    names = _names([bundle.path for bundle in opened])
+    chosen, skipped = _choose(opened, runtimes, towers)
+    environment, started = host.environment(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    with tempfile.TemporaryDirectory(prefix="mobileclip-bench-") as scratch:
+        prepared: dict[str, Path] = {}
+        jobs = []
+        for bundle, artifact in chosen:
+            request = BenchRequest(
+                bundle=names[bundle.path],
+                target=artifact.target,
+                tower=artifact.tower,
+                threads=threads,
+                warmup_runs=warmup_runs,
+                min_samples=samples,
+                min_seconds=seconds,
+                seed=seed,
+            )
+            progress(f"preparing the inputs of {request.label}")
+            jobs.append(host.Job(request, bundle.path, _inputs(bundle, artifact.tower, Path(scratch), prepared)))
+        answers = host.measure(jobs, seed=seed, timeout_s=timeout_s, progress=progress)
+    results, failures, run_id = [], [], uuid.uuid4().hex[:12]
+    for (bundle, artifact), job, answer in zip(chosen, jobs, answers, strict=True):
+        try:
+            if isinstance(answer, MobileClipError):
+                raise answer
+            results.append(_result(bundle, artifact, job.request, answer, environment, (run_id, started, len(jobs))))
+        except MobileClipError as e:
+            failures.append(_failure(job.request, e))
+    return BenchRun(results=tuple(results), failures=tuple(failures), skipped=tuple(skipped))
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """What results call each bundle: its folder's name, with the parent's in front where two have the same."""
+    for parts in (1, 2):
+        names = {path: "-".join(path.parts[-parts:]) for path in paths}
+        if len(set(names.values())) == len(names):
+            return names
+    raise InputError(f"several bundles would be called the same ({', '.join(sorted(set(names.values())))}); rename their folders")
+
+
+def _choose(
+    bundles: Sequence[Bundle], runtimes: Sequence[str], towers: Sequence[Tower]
+) -> tuple[list[tuple[Bundle, ArtifactInfo]], list[str]]:
+    from mobileclip.export.verify.dataset import dataset_sha256
+
+    chosen: list[tuple[Bundle, ArtifactInfo]] = []
+    skipped: list[str] = []
+    for bundle in bundles:
+        if bundle.manifest.dataset_sha256 != dataset_sha256():
+            raise BundleError(f"{bundle.path}: was verified on other pictures and captions than this version has; export it again")
+        for name in runtimes:
+            if name not in bundle.targets:
+                raise InputError(f"{bundle.path}: has no {name} artifact; it holds: {', '.join(bundle.targets)}")
+        for artifact in bundle.manifest.artifacts:
+            if artifact.tower not in towers or (runtimes and artifact.target not in runtimes):
+                continue
+            if artifact.target in runtimes and not (artifact.target == "coreml" and sys.platform != "darwin"):
+                require(_MODULES[artifact.target], artifact.target, f"--runtime {artifact.target}")
+            reason = not_runnable(bundle, artifact)
+            if reason:
+                skipped.append(reason)
+            else:
+                chosen.append((bundle, artifact))
+    if not chosen:
+        raise MissingToolError("; ".join(skipped) or f"no {' or '.join(towers)} tower in the bundles; choose another --tower")
+    return chosen, skipped
+
+
+def _inputs(bundle: Bundle, tower: Tower, scratch: Path, prepared: dict[str, Path]) -> Path:
+    """The verification inputs as this bundle's tower takes them, saved once for all bundles that take the same."""
+    m = bundle.manifest
+    key = m.preprocess.model_dump_json() if tower == "image" else m.tokenizer.file.sha256
+    if key not in prepared:
+        prepared[key] = scratch / f"{len(prepared)}.npy"
+        np.save(prepared[key], tower_inputs(bundle, tower))
+    return prepared[key]
+
+
+def tower_inputs(bundle: Bundle, tower: Tower) -> npt.NDArray[np.generic]:
+    """All verification inputs of a tower.
+
+    Returns:
+        Pictures (N, 3, resolution, resolution) float32, or (N, resolution, resolution, 3) uint8 where the preprocessing is baked in;
+        captions (N, context_length) int32.
+    """
+    from mobileclip.export.verify import dataset
+    from mobileclip.preprocess import preprocess_batch, resize_crop
+
+    if tower == "text":
+        return bundle.tokenizer()(dataset.captions())
+    info = bundle.manifest.preprocess
+    images = [picture.image for picture in dataset.pictures()]
+    return np.stack([resize_crop(image, info.spec) for image in images]) if info.baked else preprocess_batch(images, info.spec)
+
+
+def _result(
+    bundle: Bundle,
+    artifact: ArtifactInfo,
+    request: BenchRequest,
+    got: DeviceSamples,
+    environment: Environment,
+    run: tuple[str, str, int],
+) -> BenchResult:
+    m = bundle.manifest
+    summary = statistics.summarize(got.latency_ms, got.wait_ms)
+    try:
+        parity = statistics.parity(got.kept, bundle.reference(request.tower), PARITY_BAR[m.options.precision])
+    except ValueError as e:
+        raise BundleError(f"{bundle.path}: {request.target} {request.tower}: outputs do not fit the references ({e})") from None
+    reasons = statistics.invalid_reasons(got, summary, parity)
+    return BenchResult(
+        toolkit_version=__version__,
+        run_id=run[0],
+        started_utc=run[1],
+        interleaved=run[2],
+        request=request,
+        measured=Measured(
+            name=request.bundle,
+            model=m.model.name,
+            form=m.model.form,
+            trained=m.model.trained,
+            precision=m.options.precision,
+            batch=m.options.batch,
+            normalize=m.options.normalize,
+            bake_preprocessing=m.preprocess.baked,
+            embed_dim=m.embed_dim,
+            embedding_space=m.embedding_space,
+            weights_sha256=m.model.weights_sha256,
+            manifest_sha256=m.manifest_sha256,
+            files=artifact.files,
+        ),
+        environment=environment,
+        **got.model_dump(exclude={"kept"}),
+        summary=summary,
+        parity=parity,
+        valid=not reasons,
+        reasons=reasons,
+        unstable=summary.cv_percent > UNSTABLE_CV_PERCENT,
+    )
+
+
+def _failure(request: BenchRequest, e: MobileClipError) -> Failure:
+    return Failure(
+        bundle=request.bundle, target=request.target, tower=request.tower,
+        error=type(e).__name__, exit_code=e.exit_code, message=" ".join(str(e).split()),
+    )  # fmt: skip
+
+
+def state(result: BenchResult) -> str:
+    """What to think of a result, in a few words."""
+    if not result.valid:
+        return "not valid: " + "; ".join(result.reasons)
+    return f"valid, unstable (CV over {UNSTABLE_CV_PERCENT:g} %)" if result.unstable else "valid"
+
+
+def table(results: Sequence[BenchResult]) -> list[tuple[object, ...]]:
+    """Rows for people: bundle, runtime, tower, p50, p90, p99, CV, n, load, first run, peak RSS in MB, cosine, state."""
+    return [
+        (
+            r.request.bundle, r.engine, r.request.tower, f"{r.summary.p50_ms:.3f}", f"{r.summary.p90_ms:.3f}", f"{r.summary.p99_ms:.3f}",
+            f"{r.summary.cv_percent:.1f}", r.summary.n, f"{r.load_ms:.1f}", f"{r.first_run_ms:.2f}", f"{r.peak_rss_bytes / 1e6:.0f}",
+            f"{r.parity.cosine_min:.7f}" if r.parity else "-", state(r),
+        )
+        for r in results
+    ]  # fmt: skip
+
+
+def save(run: BenchRun, target: Path) -> list[Path]:
+    """Write the results: one file each into a folder, or all into one file if `target` ends in `.json`.
+
+    A result takes the place of the one of the same bundle, runtime, tower and number of threads.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    if target.suffix == ".json":
+        write_bytes(target, run.model_dump_json(indent=1).encode() + b"\n")
+        return [target]
+    paths = []
+    for result in run.results:
+        request = result.request
+        device = re.sub(r"[^A-Za-z0-9]+", "-", result.environment.device)
+        name = f"{request.bundle}-{request.target}-{request.tower}-{device}-{request.threads}t.json"
+        write_bytes(target / name, result.model_dump_json(indent=1).encode() + b"\n")
+        paths.append(target / name)
+    return paths
+
+
+def read_results(path: Path) -> list[BenchResult]:
+    """The results in a file, or in all `.json` files of a folder.
+
+    Raises:
+        InputError: Not a result of the benchmark, of an unknown schema, or a folder without any.
+        StorageError: Cannot be read.
+    """
+    if path.is_dir():
+        found = [r for file in sorted(path.glob("*.json")) for r in read_results(file)]
+        if not found:
+            raise InputError(f"{path}: no results here; make some with: mobileclip bench -o {path}")
+        return found
+    with reading(path):
+        if path.stat().st_size > MAX_RESULT_BYTES:
+            raise InputError(f"{path}: over {MAX_RESULT_BYTES} bytes is no result of mobileclip bench")
+        data = path.read_bytes()
+    try:
+        value = json.loads(data)
+        if not isinstance(value, dict) or not {"results", "latency_ms"} & value.keys():
+            raise ValueError
+        if value.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(f"{path}: schema version {value.get('schema_version')!r} is unknown; this toolkit reads {SCHEMA_VERSION}")
+        return list(BenchRun.model_validate(value).results) if "results" in value else [BenchResult.model_validate(value)]
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise InputError(f"{path}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}; measure again") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: is not a result of mobileclip bench; give a file or folder that it wrote") from None

@@ -1,0 +1,194 @@
+"""Is B faster or slower than A? A verdict from raw samples that other processes on the machine cannot easily fake.
+
+A run on a shared machine is disturbed in three ways, and each has its remedy here:
+
+- Another process takes the core. Linux tells how long each run waited for it; that is taken off.
+- Neighbours take shared caches, memory or the other half of a core. That only ever adds time, in phases, so the 5th percentile, the
+  undisturbed cost, is compared instead of the median. Where a whole measurement was disturbed and the other was not, the recorded use
+  of the machine by others says so, and the bar is raised by what that can explain.
+- Samples that follow each other are alike. Whole stretches of them are drawn anew in the bootstrap (Kuensch 1989, the block bootstrap),
+  so the interval is as wide as the number of independent stretches deserves.
+
+A difference counts from 9 %, half way to 20 %, if the 95 % interval of the ratio leaves out 1: two runs of the same thing on a busy
+machine were seen up to 8 % apart by this measure, and 75 % apart in the median of the same costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mobileclip.benchmark.protocol import BenchResult
+from mobileclip.errors import InputError
+
+MINIMAL_RATIO = 1.09
+CONFIDENCE = 0.95
+COST_PERCENTILE = 5
+STRETCHES = 12
+"""Consecutive samples are cut into this many stretches for the bootstrap."""
+RESAMPLES = 2000
+MAX_STRETCH_SAMPLES = 200
+"""Longer stretches are thinned evenly: the interval depends on the number of stretches, not on this."""
+NEIGHBOUR_COST = 1.0
+"""A run can become this much longer, relatively, for each whole machine that other processes use beside it."""
+
+Verdict = Literal["faster", "slower", "no difference"]
+Samples = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The verdict on B, seen from A, and what it rests on."""
+
+    label_a: str
+    label_b: str
+    verdict: Verdict
+    ratio: float
+    """Undisturbed cost of B over that of A."""
+    ratio_low: float
+    ratio_high: float
+    """95 % interval of the ratio."""
+    needed: float
+    """The ratio must lie beyond this, or below its inverse."""
+    p50_a_ms: float
+    p50_b_ms: float
+    n_a: int
+    n_b: int
+    remarks: tuple[str, ...]
+    """Settings in which the two differ, and doubts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def compare(a: BenchResult, b: BenchResult, seed: int = 0) -> Comparison:
+    """The verdict on B against A.
+
+    Raises:
+        InputError: The two measured different towers, embedding spaces or devices.
+    """
+    for what, left, right in (
+        ("towers", a.request.tower, b.request.tower),
+        ("embedding spaces", a.measured.embedding_space[:16], b.measured.embedding_space[:16]),
+        ("devices", a.environment.device, b.environment.device),
+        ("batch sizes", a.measured.batch, b.measured.batch),
+    ):
+        if left != right:
+            raise InputError(f"{a.label} and {b.label} are of different {what} ({left}, {right}); compare measurements of the same")
+    cost_a, cost_b = cost_ms(a.latency_ms, a.wait_ms), cost_ms(b.latency_ms, b.wait_ms)
+    ratio, low, high = ratio_interval(cost_a, cost_b, seed)
+    others_a, others_b = _others(a), _others(b)
+    explained = NEIGHBOUR_COST * ((others_b - others_a) if ratio > 1 else (others_a - others_b))
+    allowance = 1 + max(explained, 0.0)
+    needed = MINIMAL_RATIO * allowance
+    verdict: Verdict = "no difference"
+    if ratio > needed and low > allowance:
+        verdict = "slower"
+    elif ratio < 1 / needed and high < 1 / allowance:
+        verdict = "faster"
+    return Comparison(
+        label_a=a.label,
+        label_b=b.label,
+        verdict=verdict,
+        ratio=round(ratio, 4),
+        ratio_low=round(low, 4),
+        ratio_high=round(high, 4),
+        needed=round(needed, 4),
+        p50_a_ms=a.summary.p50_ms,
+        p50_b_ms=b.summary.p50_ms,
+        n_a=a.summary.n,
+        n_b=b.summary.n,
+        remarks=_remarks(a, b, needed),
+    )
+
+
+def compare_all(a: Sequence[BenchResult], b: Sequence[BenchResult]) -> tuple[list[Comparison], list[str]]:
+    """Compare what two sets of results have in common: two single measurements with each other, else those of the same kind.
+
+    Returns:
+        The comparisons, and the labels of what only one set has.
+
+    Raises:
+        InputError: Nothing in common, or two measurements of one kind in a set.
+    """
+    if len(a) == len(b) == 1:
+        return [compare(a[0], b[0])], []
+    left, right = _by_kind(a), _by_kind(b)
+    common = [kind for kind in left if kind in right]
+    if not common:
+        raise InputError("the two have no measurement of the same model, precision, runtime, tower and threads in common")
+    alone = [r.label for kind, r in (left | right).items() if kind not in common]
+    return [compare(left[kind], right[kind]) for kind in common], alone
+
+
+def cost_ms(latency_ms: Sequence[float], wait_ms: Sequence[float] = ()) -> Samples:
+    """Latencies without the time in which another process had the core, ms."""
+    latency = np.asarray(latency_ms, np.float64)
+    if not wait_ms:
+        return latency
+    # The system books a wait when it ends, now and then in the run after; what is left of such a run says nothing.
+    cost = latency - np.asarray(wait_ms, np.float64)
+    return np.where(cost > 0.2 * np.median(cost), cost, latency)
+
+
+def ratio_interval(a: Samples, b: Samples, seed: int = 0) -> tuple[float, float, float]:
+    """Ratio of the 5th percentiles of B and A, and the bounds of its 95 % interval by block bootstrap."""
+    rng = np.random.default_rng(seed)
+    drawn_a, drawn_b = _bootstrap(a, rng), _bootstrap(b, rng)
+    ratio = float(np.percentile(b, COST_PERCENTILE) / np.percentile(a, COST_PERCENTILE))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = (float(v) for v in np.percentile(drawn_b / drawn_a, (tail, 100 - tail)))
+    return ratio, min(low, ratio), max(high, ratio)
+
+
+def _bootstrap(samples: Samples, rng: np.random.Generator) -> Samples:
+    stretches = np.array_split(samples, min(STRETCHES, len(samples)))
+    size = min(len(s) for s in stretches)
+    picks = np.linspace(0, 1, min(size, MAX_STRETCH_SAMPLES))
+    even = np.stack([s[np.round(picks * (len(s) - 1)).astype(int)] for s in stretches])
+    drawn = rng.integers(len(even), size=(RESAMPLES, len(even)))
+    return np.array([np.percentile(even[rows], COST_PERCENTILE) for rows in drawn])
+
+
+def _others(r: BenchResult) -> float:
+    """Use of the machine by other processes in the quieter quarter of the turns, where the 5th percentile comes from; 0 if unknown."""
+    return float(np.percentile(r.others_share, 25)) if r.others_share else 0.0
+
+
+def _by_kind(results: Sequence[BenchResult]) -> dict[tuple[object, ...], BenchResult]:
+    found: dict[tuple[object, ...], BenchResult] = {}
+    for r in results:
+        m, q = r.measured, r.request
+        kind = (m.model, m.precision, q.target, q.tower, q.threads, m.batch, m.bake_preprocessing, m.normalize, r.environment.device)
+        if kind in found:
+            raise InputError(f"{found[kind].label} and {r.label} are of one kind in the same set; give their result files one by one")
+        found[kind] = r
+    return found
+
+
+def _remarks(a: BenchResult, b: BenchResult, needed: float) -> tuple[str, ...]:
+    pairs = (
+        ("bundle", a.measured.manifest_sha256[:12], b.measured.manifest_sha256[:12]),
+        ("precision", a.measured.precision, b.measured.precision),
+        ("runtime", a.engine, b.engine),
+        ("threads", a.request.threads, b.request.threads),
+        ("baked preprocessing", a.measured.bake_preprocessing, b.measured.bake_preprocessing),
+        ("normalisation", a.measured.normalize, b.measured.normalize),
+        ("CPU", a.environment.cpu, b.environment.cpu),
+        ("system", a.environment.os, b.environment.os),
+        ("toolkit", a.toolkit_version, b.toolkit_version),
+    )
+    remarks = [f"{name} differs: {left}, {right}" for name, left, right in pairs if left != right]
+    for name, r in (("A", a), ("B", b)):
+        if not r.valid:
+            remarks.append(f"{name} is not valid: {'; '.join(r.reasons)}")
+        if r.unstable:
+            remarks.append(f"{name} is unstable: CV {r.summary.cv_percent:.1f} %")
+    if needed > 1.02 * MINIMAL_RATIO:
+        remarks.append(f"other processes used the machine unequally: only a difference beyond {100 * (needed - 1):.0f} % can count")
+    return tuple(remarks)

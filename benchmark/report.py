@@ -1,0 +1,205 @@
+"""One self-contained HTML page from bundles and results: no scripts, no requests, readable on a phone and on a desk."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment as Templates
+from jinja2 import PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mobileclip import __version__
+from mobileclip.benchmark.bench import read_results
+from mobileclip.benchmark.plots import Point, distribution, nice_step, scatter, tick_text
+from mobileclip.benchmark.protocol import BenchResult
+from mobileclip.errors import InputError
+from mobileclip.export.bundle import MANIFEST, Bundle
+from mobileclip.files import write_bytes
+from mobileclip.specs import REGISTRY
+
+LOG_SCALE_FROM = 12.0
+"""Ratio of largest to smallest value from which an axis is logarithmic."""
+PUBLISHED_ON = "iPhone 12 Pro Max"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A classified picture to show."""
+
+    image_png: bytes
+    """PNG or JPEG file."""
+    caption: str
+    rows: list[tuple[str, float]]
+    """Labels with their probabilities, best first."""
+    trained: bool
+    engine: str
+
+
+@dataclass
+class Inputs:
+    """What a report is made of."""
+
+    bundles: list[Bundle] = field(default_factory=list)
+    results: list[BenchResult] = field(default_factory=list)
+
+
+def collect(paths: Sequence[Path]) -> Inputs:
+    """Open bundles and results by path.
+
+    Raises:
+        InputError: A path is neither, or there is none.
+    """
+    if not paths:
+        raise InputError("nothing to report on; give bundles, result files or folders of results")
+    found = Inputs()
+    for path in paths:
+        if (path / MANIFEST).is_file():
+            found.bundles.append(Bundle.open(path))
+        else:
+            found.results += read_results(path)
+    return found
+
+
+def render(bundles: Sequence[Bundle], results: Sequence[BenchResult], prediction: Prediction | None = None) -> str:
+    """The page as HTML text."""
+    templates = Templates(
+        loader=PackageLoader("mobileclip.benchmark", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {"megabytes": lambda b: f"{b / 1e6:.1f}", "tiny": lambda v: f"{v:.1e}", "cosine": lambda v: f"{v:.7f}"}
+    untrained = any(not b.manifest.model.trained for b in bundles) or any(not r.measured.trained for r in results)
+    names = dict.fromkeys([b.manifest.model.name for b in bundles] + [r.measured.model for r in results])
+    timed = sorted(results, key=lambda r: (r.request.tower, r.summary.p50_ms))
+    return templates.get_template("report.html").render(
+        title=", ".join(names) or "MobileCLIP",
+        version=__version__,
+        untrained=untrained,
+        verified=(artifacts := _artifacts(bundles)),
+        passed=sum(row["passed"] for row in artifacts),
+        cosine_min=min((row["parity"].cosine_min for row in artifacts if row["parity"]), default=None),
+        bundles=bundles,
+        results=timed,
+        invalid=[(i, r) for i, r in enumerate(timed, 1) if not r.valid],
+        fastest=[r for r in (_fastest(timed, "image"), _fastest(timed, "text")) if r is not None],
+        bars=_bars(timed),
+        distributions=[(r, *distribution(r.latency_ms, f"s-{r.request.target}")) for r in timed],
+        scatters=_scatters(timed),
+        prediction=_prediction(prediction),
+        published=[spec for spec in REGISTRY.values() if spec.published],
+        published_plot=_published_plot(),
+        published_on=PUBLISHED_ON,
+        environments=_environments(timed),
+    )
+
+
+def write(paths: Sequence[Path], target: Path, prediction: Prediction | None = None) -> None:
+    """Make a report from bundles and results and write it.
+
+    Raises:
+        InputError: A path is neither a bundle nor a result.
+        StorageError: The file cannot be written.
+    """
+    inputs = collect(paths)
+    write_bytes(target, render(inputs.bundles, inputs.results, prediction).encode())
+
+
+def _artifacts(bundles: Sequence[Bundle]) -> list[dict[str, Any]]:
+    rows = []
+    for bundle in bundles:
+        parities = {(p.target, p.tower): p for p in bundle.manifest.parity}
+        for artifact in bundle.manifest.artifacts:
+            parity = parities.get((artifact.target, artifact.tower))
+            rows.append({"bundle": bundle, "artifact": artifact, "parity": parity, "passed": parity is not None and parity.passed})
+    return rows
+
+
+def _fastest(results: Sequence[BenchResult], tower: str) -> BenchResult | None:
+    return min((r for r in results if r.request.tower == tower and r.valid), key=lambda r: r.summary.p50_ms, default=None)
+
+
+def _bars(results: Sequence[BenchResult]) -> dict[str, Any]:
+    """Percentages of the width for bars (p50) and whiskers (p90, p99) that share one scale from 0."""
+    if not results:
+        return {"rows": [], "ticks": []}
+    # One wild p99 must not squeeze all the rest; its whisker then ends in an arrow at the edge.
+    top = 1.02 * min(max(r.summary.p90_ms for r in results) * 1.4, max(r.summary.p99_ms for r in results))
+    step = nice_step(top / 6)
+    rows = [
+        {
+            "result": r,
+            "p50": 100 * r.summary.p50_ms / top,
+            "p90": 100 * r.summary.p90_ms / top,
+            "p99": min(100 * r.summary.p99_ms / top, 100.0),
+            "beyond": r.summary.p99_ms > top,
+        }
+        for r in results
+    ]
+    return {"rows": rows, "ticks": [(100 * i * step / top, tick_text(i * step)) for i in range(int(top / step) + 1)]}
+
+
+def _scatters(results: Sequence[BenchResult]) -> list[tuple[str, Markup]]:
+    if len(results) < 2:
+        return []
+    log_x = max(r.summary.p50_ms for r in results) > LOG_SCALE_FROM * min(r.summary.p50_ms for r in results)
+
+    def points(value: Any) -> list[Point]:
+        return [
+            Point(r.summary.p50_ms, value(r), str(i), f"s-{r.request.target}", f"{r.label}: p50 {r.summary.p50_ms:.3f} ms, n {r.summary.n}")
+            for i, r in enumerate(results, 1)
+            if value(r) is not None
+        ]
+
+    plots = [("Latency and size", scatter(points(lambda r: r.measured.size_bytes / 1e6), "p50 latency, ms", "artifact, MB", log_x=log_x))]
+    errors = points(lambda r: max(1 - r.parity.cosine_min, 1e-9) if r.parity and r.parity.cosine_min < 1 + 1e-6 else None)
+    if errors:
+        plots.append(("Latency and error", scatter(errors, "p50 latency, ms", "1 − smallest cosine", log_x=log_x, log_y=True)))
+    return plots
+
+
+def _published_plot() -> Markup:
+    points = []
+    for spec in REGISTRY.values():
+        if spec.published:
+            label = spec.name.removeprefix("mobileclip2_").removeprefix("mobileclip_").upper().replace("L14", "L-14").replace("BLT", "B-LT")
+            p = spec.published
+            title = f"{spec.name}: {p.image_latency_ms} ms, {p.imagenet_top1_percent} %"
+            style = "s-second" if spec.name.startswith("mobileclip2") else "s-first"
+            points.append(Point(p.image_latency_ms, p.imagenet_top1_percent, label, style, title))
+    return scatter(points, f"image tower, ms on {PUBLISHED_ON}", "ImageNet top-1, %", log_x=True, zero_y=False, beside=True)
+
+
+def _prediction(prediction: Prediction | None) -> dict[str, Any] | None:
+    if prediction is None:
+        return None
+    kind = "jpeg" if prediction.image_png.startswith(b"\xff\xd8") else "png"
+    return {
+        "source": f"data:image/{kind};base64,{base64.b64encode(prediction.image_png).decode()}",
+        "caption": prediction.caption,
+        "rows": prediction.rows,
+        "trained": prediction.trained,
+        "engine": prediction.engine,
+    }
+
+
+def _environments(results: Sequence[BenchResult]) -> list[dict[str, Any]]:
+    """One entry a machine, with everything that ran on it."""
+    grouped: dict[tuple[object, ...], list[BenchResult]] = {}
+    for r in results:
+        e = r.environment
+        grouped.setdefault((e.device, e.cpu, e.logical_cores, e.memory_bytes, e.os, e.python, r.toolkit_version), []).append(r)
+    return [
+        {
+            "environment": group[0].environment,
+            "toolkit": group[0].toolkit_version,
+            "engines": sorted({r.engine for r in group}),
+            "threads": sorted({r.request.threads for r in group}),
+            "loads": sorted({r.environment.load_average_1m for r in group}),
+            "started": sorted({r.started_utc for r in group}),
+            "spaces": sorted({r.measured.embedding_space for r in group}),
+            "n": len(group),
+        }
+        for group in grouped.values()
+    ]

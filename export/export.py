@@ -1,0 +1,217 @@
+"""From a model to a published bundle: fuse, export, verify, and only then give it its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mobileclip import __version__
+from mobileclip.errors import BundleError
+from mobileclip.export.bundle import (
+    GOLDEN,
+    MANIFEST,
+    REFERENCE,
+    TOKENIZER,
+    ArtifactInfo,
+    Bundle,
+    Manifest,
+    ModelInfo,
+    Options,
+    ParityInfo,
+    PreprocessInfo,
+    TensorInfo,
+    TokenizerInfo,
+    Tower,
+    file_entries,
+    file_entry,
+    publishing,
+    write_manifest,
+)
+from mobileclip.files import locked
+from mobileclip.sources import Model
+
+Progress = Callable[[str], None]
+GOLDEN_INPUTS = 3
+TOOLS = ("torch", "coremltools", "executorch", "onnx", "onnxruntime", "onnxscript", "timm", "open_clip_torch", "numpy", "pillow")
+
+
+def export_bundle(model: Model, options: Options, out: Path, progress: Progress, *, again: bool = False) -> Bundle:
+    """Export a model as a bundle.
+
+    Everything is written and verified beside `out` and renamed at the end. A bundle that is already there and would come out the same
+    is kept. Several processes may export to one folder: they take turns.
+
+    Args:
+        model: Fused towers, from `mobileclip.sources.load_model`.
+        options: What to export.
+        out: The bundle's folder; an older bundle there is replaced.
+        progress: Told each step.
+        again: Export even if the same bundle is there.
+
+    Raises:
+        GateError: An artifact's numbers are wrong; nothing was published.
+        MissingToolError: A target's packages are not installed.
+        StorageError: Writing failed; nothing was published.
+    """
+    from mobileclip.export.exporter import check_packages
+
+    for target in options.targets:
+        check_packages(target)
+    with locked(out):
+        if not again and (same := _existing(model, options, out)):
+            progress(f"{out} is up to date")
+            return same
+        with publishing(out) as staging:
+            _write(model, options, staging, progress)
+        return Bundle.open(out)
+
+
+def _existing(model: Model, options: Options, out: Path) -> Bundle | None:
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        bundle = Bundle.open(out)
+    except BundleError:
+        return None
+    m = bundle.manifest
+    same = m.embedding_space == model.embedding_space and m.options == options and m.model.name == model.name and m.tools == _tools()
+    return bundle if same else None
+
+
+def _tools() -> dict[str, str]:
+    found = {}
+    for package in TOOLS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write(model: Model, options: Options, folder: Path, progress: Progress) -> None:
+    from safetensors.numpy import save_file
+
+    from mobileclip.export.verify.dataset import dataset_sha256
+    from mobileclip.export.verify.gate import image_inputs, require_passed, text_inputs, verify
+
+    preprocess = PreprocessInfo(**asdict(model.preprocess), baked=options.bake_preprocessing)
+    progress("running the model on the verification set")
+    plain = preprocess.model_copy(update={"baked": False})
+    inputs: dict[Tower, npt.NDArray[np.generic]] = {"image": image_inputs(plain), "text": text_inputs(model.tokenizer)}
+    reference = {"image": _embed(model.image, inputs["image"]), "text": _embed(model.text, inputs["text"])}
+    if options.bake_preprocessing:
+        inputs["image"] = image_inputs(preprocess)
+
+    save_file(reference, folder / REFERENCE)
+    save_file(_golden(inputs, reference), folder / GOLDEN)
+    model.tokenizer.save(folder / TOKENIZER)
+    artifacts = [a for tower in options.towers for a in _export_tower(model, tower, options, preprocess, inputs, reference, folder, progress)]
+    manifest = Manifest(
+        toolkit_version=__version__,
+        model=ModelInfo(
+            name=model.name,
+            form=model.form,
+            source=model.source,
+            weights_sha256=model.weights_sha256,
+            trained=model.trained,
+            branches_folded=model.branches_folded,
+            logit_scale=model.logit_scale,
+        ),
+        embedding_space=model.embedding_space,
+        embed_dim=model.embed_dim,
+        options=options,
+        preprocess=preprocess,
+        tokenizer=TokenizerInfo(file=file_entry(folder, folder / TOKENIZER), context_length=model.tokenizer.context_length),
+        artifacts=tuple(artifacts),
+        dataset_sha256=dataset_sha256(),
+        reference=file_entry(folder, folder / REFERENCE),
+        golden=file_entry(folder, folder / GOLDEN),
+        parity=(),
+        tools=_tools(),
+    )
+    parity: list[ParityInfo] = []
+    for target in options.targets:
+        progress(f"verifying {target}")
+        parity += verify(Bundle(folder, manifest), [target])
+    require_passed(parity, options.precision)
+    write_manifest(folder, manifest.model_copy(update={"parity": tuple(parity)}))
+
+
+def _export_tower(
+    model: Model,
+    tower: Tower,
+    options: Options,
+    preprocess: PreprocessInfo,
+    inputs: dict[Tower, npt.NDArray[np.generic]],
+    reference: dict[str, npt.NDArray[np.float32]],
+    folder: Path,
+    progress: Progress,
+) -> list[ArtifactInfo]:
+    from mobileclip.export.exporter import SUFFIX, write
+    from mobileclip.export.graph import Plan, fold_affine
+    from mobileclip.export.precision import fp32_layers
+
+    value = inputs[tower]
+    net = fold_affine(model.image if tower == "image" else model.text)
+    plan = Plan(
+        tower=tower,
+        input=TensorInfo(
+            name="image" if tower == "image" else "tokens",
+            dtype=value.dtype.name,
+            shape=(options.batch, *value.shape[1:]),
+        ),
+        output=TensorInfo(name="embedding", dtype="float32", shape=(options.batch, model.embed_dim)),
+        preprocess=preprocess.spec if tower == "image" and preprocess.baked else None,
+        normalize=options.normalize,
+        half=options.precision == "fp16",
+    )
+    if plan.half:
+        progress(f"{tower} tower: finding the layers that need fp32")
+        plan = replace(plan, fp32_layers=fp32_layers(net, plan, value, reference[tower]))
+    artifacts = []
+    for target in options.targets:
+        progress(f"{tower} tower: exporting {target} {options.precision}")
+        path = folder / f"{tower}{SUFFIX[target]}"
+        written = write(target, net, plan, path, options.executorch_backend)
+        artifacts.append(
+            ArtifactInfo(
+                target=target,
+                tower=tower,
+                backend=written.backend,
+                path=path.name,
+                files=file_entries(folder, path),
+                input=plan.input,
+                output=plan.output,
+                fp32_operators=plan.fp32_layers,
+                not_delegated=written.not_delegated,
+                unhashed=written.unhashed,
+            )
+        )
+    return artifacts
+
+
+def _embed(tower: object, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    """Normalised embeddings by the model itself, in small batches."""
+    import torch
+    from torch import nn
+
+    assert isinstance(tower, nn.Module)
+    with torch.no_grad():
+        parts = [tower(torch.from_numpy(inputs[i : i + 8])) for i in range(0, len(inputs), 8)]
+        return nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
+
+
+def _golden(inputs: dict[Tower, npt.NDArray[np.generic]], reference: dict[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.generic]]:
+    """The first few inputs, as the artifacts take them, with the model's outputs."""
+    n = GOLDEN_INPUTS
+    return {
+        "image.input": np.ascontiguousarray(inputs["image"][:n]),
+        "image.embedding": np.ascontiguousarray(reference["image"][:n]),
+        "text.input": np.ascontiguousarray(inputs["text"][:n]),
+        "text.embedding": np.ascontiguousarray(reference["text"][:n]),
+    }

@@ -1,0 +1,43 @@
+"""ONNX artifacts in ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mobileclip.errors import BundleError
+from mobileclip.export.bundle import ArtifactInfo
+from mobileclip.export.runtimes import Array
+from mobileclip.files import require
+
+
+class OnnxSession:
+    """An ONNX Runtime session."""
+
+    def __init__(self, path: Path, artifact: ArtifactInfo, threads: int) -> None:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the library is loaded
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as e:
+            raise BundleError(f"{path}: ONNX Runtime refuses it ({str(e).splitlines()[0]}); export again") from None
+        self._input = artifact.input.name
+        self.engine = f"onnxruntime {ort.__version__}"
+
+    def run(self, value: Array) -> npt.NDArray[np.float32]:
+        """(batch, ...) -> (batch, embed_dim)."""
+        return np.asarray(self._session.run(None, {self._input: value})[0], np.float32)
+
+
+def load(path: Path, artifact: ArtifactInfo, threads: int) -> OnnxSession:
+    """A session for the artifact at `path`."""
+    require("onnxruntime", "onnx", "running ONNX artifacts")
+    return OnnxSession(path, artifact, threads)

@@ -1,0 +1,54 @@
+"""`mobileclip bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from mobileclip.cli import output
+
+COLUMNS = ("bundle", "runtime", "tower", "p50 ms", "p90 ms", "p99 ms", "CV %", "n", "load ms", "first ms", "peak RSS MB", "cosine min", "state")
+
+
+def bench(
+    bundles: list[Path] = typer.Argument(None, metavar="[BUNDLE]...", help="Bundle folders; those in this folder if none is given."),
+    device: str = typer.Option("host", help="Where to measure: host."),
+    runtime: list[str] = typer.Option([], help="onnx, executorch or coreml; may be given again. All that can run here by default."),
+    tower: str = typer.Option("both", help="image, text or both."),
+    threads: int = typer.Option(1, min=1, help="Threads of each measurement."),
+    seconds: float = typer.Option(10.0, help="Least timed seconds of each measurement; a result below 10 is marked not valid."),
+    samples: int = typer.Option(100, help="Least number of timed runs of each; a result below 100 is marked not valid."),
+    out: Path = typer.Option(Path("results"), "--out", "-o", help="Folder for the results, or one file that ends in .json."),
+    json_output: bool = typer.Option(False, "--json", help="Print the results as JSON."),
+) -> None:
+    """Measure bundles, each artifact in its own process, all interleaved so that ratios are fair. Example:
+    mobileclip bench mobileclip_nano-fp32 --runtime onnx --threads 2
+
+    All models are in memory at the same time; give fewer bundles in one call where that is too much.
+    """
+    from mobileclip.benchmark import bench as benchmark
+    from mobileclip.export.bundle import TOWERS
+    from mobileclip.files import did_you_mean
+
+    benchmark.check_device(device)
+    towers = TOWERS if tower == "both" else tuple(t for t in TOWERS if t == tower)
+    if not towers:
+        raise did_you_mean("tower", tower, (*TOWERS, "both"))
+    chosen = bundles or benchmark.find_bundles(Path())
+    with output.progress(json_output=json_output) as progress:
+        run = benchmark.bench(
+            chosen, device=device, runtimes=runtime, towers=towers, threads=threads, seconds=seconds, samples=samples, progress=progress
+        )
+    paths = benchmark.save(run, out)
+    if json_output:
+        output.print_json(run.model_dump(mode="json"))
+    else:
+        if run.results:
+            output.print_table(f"{threads} thread(s) on {run.results[0].environment.cpu}", COLUMNS, benchmark.table(run.results))
+        for line in (*run.skipped, *(f"saved {path}" for path in paths)):
+            output.print_line(line)
+    for failure in run.failures:
+        output.print_error(f"{failure.bundle} {failure.target} {failure.tower}: {failure.message}")
+    if run.failures:
+        raise typer.Exit(run.failures[0].exit_code)

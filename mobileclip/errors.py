@@ -1,0 +1,39 @@
+"""The one error family. Every error a user can cause or meet carries the exit code that the command line returns."""
+
+from __future__ import annotations
+
+
+class MobileClipError(Exception):
+    """Base of all errors raised on purpose. The message is one line: what is wrong, then what to do about it."""
+
+    exit_code = 2
+
+
+class InputError(MobileClipError):
+    """A file, option or value given by the user is not usable."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is unsafe, damaged, of another family, or does not fit the model."""
+
+
+class BundleError(InputError):
+    """A bundle or its manifest is damaged, edited by hand, or of an unknown schema."""
+
+
+class GateError(MobileClipError):
+    """A numerical check failed; nothing was published."""
+
+    exit_code = 3
+
+
+class MissingToolError(MobileClipError):
+    """A package, tool or device that the request needs is absent."""
+
+    exit_code = 4
+
+
+class StorageError(MobileClipError):
+    """Reading or writing failed: disk full, read-only, interrupted download."""
+
+    exit_code = 5

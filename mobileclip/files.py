@@ -1,0 +1,153 @@
+"""Atomic writes, hashing, locks and the check for optional packages: the only place that touches the file system's corners."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mobileclip.errors import InputError, MissingToolError, StorageError
+
+STAGING_PREFIX = ".mobileclip-tmp-"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with reading(path), path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON that is the same for equal values: sorted keys, no spaces. NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors on `path` into one clear line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, a file is needed") from None
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be read ({_reason(e)})") from e
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors while writing to `path` into one clear line."""
+    try:
+        yield
+    except OSError as e:
+        hint = {
+            errno.ENOSPC: "free some space and run again",
+            errno.EDQUOT: "free some space and run again",
+            errno.EROFS: "choose a folder that can be written with -o",
+            errno.EACCES: "choose a folder that can be written with -o",
+        }.get(e.errno or 0, "nothing was published")
+        raise StorageError(f"{path}: cannot be written ({_reason(e)}); {hint}") from e
+
+
+def _reason(e: OSError) -> str:
+    return os.strerror(e.errno).lower() if e.errno else str(e)
+
+
+@contextlib.contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `target`; on success fsync and rename it over `target`, else remove it.
+
+    Raises:
+        StorageError: The folder cannot be written or the disk is full; `target` is then as it was.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=STAGING_PREFIX, suffix=target.suffix, dir=target.parent)
+        os.close(fd)
+        tmp = Path(name)
+        try:
+            yield tmp
+            tmp.chmod(0o666 & ~_umask())
+            fsync(tmp)
+            tmp.replace(target)
+            fsync(target.parent)
+        finally:
+            tmp.unlink(missing_ok=True)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write `data` to `target` atomically."""
+    with staged_file(target) as tmp:
+        tmp.write_bytes(data)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock named after `path`, waiting for any other process; the system frees it when a process dies.
+
+    The lock file `.NAME.lock` stays behind on purpose: removing it would let two waiters hold two different locks.
+    """
+    import fcntl
+
+    lock = path.parent / f".{path.name}.lock"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or folder if it is there; a link is removed, never followed."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def require(package: str, extra: str, needed_for: str) -> None:
+    """Check that an optional package is installed.
+
+    Raises:
+        MissingToolError: Names the package and the extra to install.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise MissingToolError(
+            f"{needed_for} needs the package {package}; install it with: pip install 'mobileclip-toolkit[{extra}]'"
+        )
+
+
+def did_you_mean(kind: str, got: str, known: Iterable[str]) -> InputError:
+    """The error for an unknown name, with the nearest known one."""
+    known = list(known)
+    near = difflib.get_close_matches(got.lower(), [k.lower() for k in known], n=1, cutoff=0.4)
+    hint = next((f"did you mean {k!r}? " for k in known if near and k.lower() == near[0]), "")
+    return InputError(f"unknown {kind} {got!r}; {hint}known: {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""The towers, one architecture a file, and structural reparameterization."""

@@ -1,0 +1,180 @@
+"""Zero-shot classification: labels and templates to class embeddings, class embeddings to ranked labels (CLIP, arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mobileclip.errors import InputError
+from mobileclip.files import did_you_mean, reading
+
+Embeddings = npt.NDArray[np.float32]
+Progress = Callable[[str], None]
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "none": ("{}",),
+    "photo": ("a photo of a {}.",),
+    "ensemble": (
+        "a photo of a {}.",
+        "a photo of the {}.",
+        "a close-up of a {}.",
+        "a dark photo of a {}.",
+        "a blurry photo of a {}.",
+        "a small {} far away.",
+        "a drawing of a {}.",
+    ),
+}
+"""Built-in sets; `{}` stands for the label. `none` takes the labels as whole captions."""
+
+UNTRAINED_NOTE = "untrained weights: predictions mean nothing"
+_TEXTS_AT_ONCE = 256
+
+
+class TextEncoder(Protocol):
+    """What this module needs of an encoder."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        """Normalised embeddings (N, D) of captions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label of a ranking.
+
+    Attributes:
+        probability: Softmax over all labels.
+        cosine: Of the picture's embedding and the class embedding.
+    """
+
+    label: str
+    probability: float
+    cosine: float
+
+
+def normalized(x: npt.NDArray[np.floating]) -> Embeddings:
+    """Rows of unit length, float32; rows of zeros stay."""
+    wide = x.astype(np.float64)
+    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12), np.float32)
+
+
+def read_labels(commas: str | None = None, file: Path | None = None) -> list[str]:
+    """Labels in their order, stripped; empty ones and repetitions are dropped, for a repeated label would halve its own probability.
+
+    Args:
+        commas: Labels separated by commas.
+        file: UTF-8 text, one label a line; labels may hold commas.
+
+    Raises:
+        InputError: No label is left, or the file cannot be used.
+    """
+    found = [*(commas or "").split(","), *(_lines(file) if file else [])]
+    labels = list(dict.fromkeys(label.strip() for label in found if label.strip()))
+    if not labels:
+        raise InputError(f"{file}: holds no label; write one a line" if file else "no labels; give --labels 'a cat,a dog' or --labels-file FILE")
+    return labels
+
+
+def read_templates(source: str = "none") -> tuple[str, ...]:
+    """A built-in set by name, one template as it is (anything that holds `{}`), or a UTF-8 file with one template a line.
+
+    Raises:
+        InputError: An unknown set, an empty file, or a template without `{}`.
+    """
+    if source in TEMPLATES:
+        return TEMPLATES[source]
+    if "{}" in source:
+        return (source,)
+    if not Path(source).exists():
+        raise did_you_mean("template set or file", source, TEMPLATES)
+    templates = tuple(dict.fromkeys(line.strip() for line in _lines(Path(source)) if line.strip()))
+    if not templates:
+        raise InputError(f"{source}: holds no template; write one a line, with {{}} for the label")
+    for template in templates:
+        if "{}" not in template:
+            raise InputError(f"{source}: the template {template[:80]!r} has no {{}} for the label")
+    return templates
+
+
+def _lines(path: Path) -> list[str]:
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
+
+
+def class_embeddings(encoder: TextEncoder, labels: Sequence[str], templates: Sequence[str], progress: Progress | None = None) -> Embeddings:
+    """One embedding a label: the mean of its captions' normalised embeddings, normalised (arXiv 2103.00020, section 3.1.4).
+
+    Args:
+        labels: L labels.
+        templates: T captions with `{}` for the label.
+        progress: Told how far it is.
+
+    Returns:
+        (L, D) float32, normalised.
+    """
+    at_once = max(1, _TEXTS_AT_ONCE // len(templates))
+    classes = []
+    for start in range(0, len(labels), at_once):
+        part = labels[start : start + at_once]
+        if progress:
+            progress(f"embedding labels: {start:,} of {len(labels):,}")
+        captions = [template.replace("{}", label) for label in part for template in templates]
+        embeddings = encoder.encode_texts(captions)  # (labels * T, D)
+        classes.append(normalized(embeddings.reshape(len(part), len(templates), -1).mean(1)))
+    return np.concatenate(classes)
+
+
+def predict(image: Embeddings, classes: Embeddings, labels: Sequence[str], logit_scale: float, top: int) -> list[Prediction]:
+    """The most probable labels of one picture, best first; equal ones in the labels' order.
+
+    Args:
+        image: (D,), normalised.
+        classes: (L, D), normalised, see `class_embeddings`.
+        logit_scale: Factor of the cosines before the softmax.
+        top: How many, at most L.
+    """
+    cosines = classes.astype(np.float64) @ image.astype(np.float64)  # (L,)
+    odds = np.exp(logit_scale * (cosines - cosines.max()))
+    probabilities = odds / odds.sum()
+    best = np.argsort(-cosines, kind="stable")[:top]
+    return [Prediction(labels[i], float(probabilities[i]), float(cosines[i])) for i in best]
+
+
+def top_rows(matrix: npt.NDArray[np.floating], query: Embeddings, top: int, rows_at_once: int = 16_384) -> list[tuple[int, float]]:
+    """The rows with the largest dot product, best first; equal ones by row. Memory does not grow with the number of rows.
+
+    Args:
+        matrix: (N, D), of any float type; may be memory-mapped.
+        query: (D,).
+        top: How many, at most N.
+        rows_at_once: Rows that are in memory as float32 at one time.
+
+    Returns:
+        Row and score.
+    """
+    rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    for start in range(0, len(matrix), rows_at_once):
+        part = np.asarray(matrix[start : start + rows_at_once], np.float32) @ query
+        rows, scores = np.concatenate([rows, np.arange(start, start + len(part))]), np.concatenate([scores, part])
+        best = np.argsort(-scores, kind="stable")[:top]
+        rows, scores = rows[best], scores[best]
+    return [(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
+
+
+def untrained_note(trained: bool) -> str:
+    """What a title says after the name of a model without training; empty for a trained one."""
+    return "" if trained else f"; {UNTRAINED_NOTE}"
+
+
+def percent_steps(what: str, total: int, progress: Progress) -> Callable[[Iterable[int]], Iterable[int]]:
+    """Placeholder."""
+    raise NotImplementedError
