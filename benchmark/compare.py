@@ -3,14 +3,14 @@
 A run on a shared machine is disturbed in three ways, and each has its remedy here:
 
 - Another process takes the core. Linux tells how long each run waited for it; that is taken off.
-- Neighbours take shared caches, memory or the other half of a core. That only ever adds time, in phases, so the 5th percentile, the
-  undisturbed cost, is compared instead of the median. Where a whole measurement was disturbed and the other was not, the recorded use
-  of the machine by others says so, and the bar is raised by what that can explain.
-- Samples that follow each other are alike. Whole stretches of them are drawn anew in the bootstrap (Kuensch 1989, the block bootstrap),
+- Neighbours take shared caches, memory or the other half of a core. That only ever adds time, in phases, so the 3rd percentile, the
+  undisturbed cost, is compared instead of the median. A run that was taken off its core comes back to cold caches: where one measurement
+  waited more than the other, the bar is raised by what that explains.
+- Samples that follow each other are alike. Whole stretches of them are drawn anew in the bootstrap (Künsch 1989, the block bootstrap),
   so the interval is as wide as the number of independent stretches deserves.
 
-A difference counts from 9 %, half way to 20 %, if the 95 % interval of the ratio leaves out 1: two runs of the same thing on a busy
-machine were seen up to 8 % apart by this measure, and 75 % apart in the median of the same costs.
+A difference counts from 9 %, half way to 20 %, if the 95 % interval of the ratio leaves out 1. Where a measurement was starved, waiting
+over 40 % of its time, no remedy holds and only 50 % counts, unless the two were interleaved in one call of the benchmark.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from mobileclip.errors import InputError
 
 MINIMAL_RATIO = 1.09
 CONFIDENCE = 0.95
-COST_PERCENTILE = 5
+COST_PERCENTILE = 3
 STRETCHES = 12
 """Consecutive samples are cut into this many stretches for the bootstrap."""
 RESAMPLES = 2000
 MAX_STRETCH_SAMPLES = 200
 """Longer stretches are thinned evenly: the interval depends on the number of stretches, not on this."""
-NEIGHBOUR_COST = 1.0
-"""A run can become this much longer, relatively, for each whole machine that other processes use beside it."""
+STARVED_SHARE, STARVED_RATIO = 0.4, 1.5
+BUSY_SHARE = 0.2
+WAITING_COST = 0.15
+"""Undisturbed runs become this much longer, relatively, if the share of time spent waiting for a core goes from none to all."""
 
 Verdict = Literal["faster", "slower", "no difference"]
 Samples = npt.NDArray[np.float64]
@@ -82,10 +84,10 @@ def compare(a: BenchResult, b: BenchResult, seed: int = 0) -> Comparison:
             raise InputError(f"{a.label} and {b.label} are of different {what} ({left}, {right}); compare measurements of the same")
     cost_a, cost_b = cost_ms(a.latency_ms, a.wait_ms), cost_ms(b.latency_ms, b.wait_ms)
     ratio, low, high = ratio_interval(cost_a, cost_b, seed)
-    others_a, others_b = _others(a), _others(b)
-    explained = NEIGHBOUR_COST * ((others_b - others_a) if ratio > 1 else (others_a - others_b))
-    allowance = 1 + max(explained, 0.0)
-    needed = MINIMAL_RATIO * allowance
+    more_waiting = (_waiting(b) - _waiting(a)) * (1 if ratio > 1 else -1)
+    allowance = 1 + WAITING_COST * max(more_waiting, 0.0)
+    starved = max(_waiting(a), _waiting(b)) > STARVED_SHARE and a.run_id != b.run_id
+    needed = STARVED_RATIO if starved else MINIMAL_RATIO * allowance
     verdict: Verdict = "no difference"
     if ratio > needed and low > allowance:
         verdict = "slower"
@@ -103,7 +105,7 @@ def compare(a: BenchResult, b: BenchResult, seed: int = 0) -> Comparison:
         p50_b_ms=b.summary.p50_ms,
         n_a=a.summary.n,
         n_b=b.summary.n,
-        remarks=_remarks(a, b, needed),
+        remarks=_remarks(a, b),
     )
 
 
@@ -137,7 +139,7 @@ def cost_ms(latency_ms: Sequence[float], wait_ms: Sequence[float] = ()) -> Sampl
 
 
 def ratio_interval(a: Samples, b: Samples, seed: int = 0) -> tuple[float, float, float]:
-    """Ratio of the 5th percentiles of B and A, and the bounds of its 95 % interval by block bootstrap."""
+    """Ratio of the 3rd percentiles of B and A, and the bounds of its 95 % interval by block bootstrap."""
     rng = np.random.default_rng(seed)
     drawn_a, drawn_b = _bootstrap(a, rng), _bootstrap(b, rng)
     ratio = float(np.percentile(b, COST_PERCENTILE) / np.percentile(a, COST_PERCENTILE))
@@ -155,9 +157,9 @@ def _bootstrap(samples: Samples, rng: np.random.Generator) -> Samples:
     return np.array([np.percentile(even[rows], COST_PERCENTILE) for rows in drawn])
 
 
-def _others(r: BenchResult) -> float:
-    """Use of the machine by other processes in the quieter quarter of the turns, where the 5th percentile comes from; 0 if unknown."""
-    return float(np.percentile(r.others_share, 25)) if r.others_share else 0.0
+def _waiting(r: BenchResult) -> float:
+    """Share of the timed runs in which another process had the core; 0 if unknown."""
+    return sum(r.wait_ms) / sum(r.latency_ms) if r.wait_ms else 0.0
 
 
 def _by_kind(results: Sequence[BenchResult]) -> dict[tuple[object, ...], BenchResult]:
@@ -171,7 +173,7 @@ def _by_kind(results: Sequence[BenchResult]) -> dict[tuple[object, ...], BenchRe
     return found
 
 
-def _remarks(a: BenchResult, b: BenchResult, needed: float) -> tuple[str, ...]:
+def _remarks(a: BenchResult, b: BenchResult) -> tuple[str, ...]:
     pairs = (
         ("bundle", a.measured.manifest_sha256[:12], b.measured.manifest_sha256[:12]),
         ("precision", a.measured.precision, b.measured.precision),
@@ -189,6 +191,8 @@ def _remarks(a: BenchResult, b: BenchResult, needed: float) -> tuple[str, ...]:
             remarks.append(f"{name} is not valid: {'; '.join(r.reasons)}")
         if r.unstable:
             remarks.append(f"{name} is unstable: CV {r.summary.cv_percent:.1f} %")
-    if needed > 1.02 * MINIMAL_RATIO:
-        remarks.append(f"other processes used the machine unequally: only a difference beyond {100 * (needed - 1):.0f} % can count")
+        if _waiting(r) > BUSY_SHARE:
+            remarks.append(
+                f"{name} waited for a core {100 * _waiting(r):.0f} % of the time; measure again when it is quiet, or both in one call"
+            )
     return tuple(remarks)

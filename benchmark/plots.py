@@ -59,7 +59,7 @@ def nice_step(rough: float) -> float:
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     span = math.log10(high / low)
-    multiples = (1, 2, 5) if span < 2.2 else (1,)
+    multiples: Sequence[int] = range(1, 10) if span < 0.6 else (1, 2, 5) if span < 2.2 else (1,)
     every = max(round(span / 5), 1) if span >= 2.2 else 1
     return [t for i, d in enumerate(decades) if i % every == 0 for t in (10.0**d * m for m in multiples) if low <= t <= high]
 
@@ -78,9 +78,7 @@ def _frame(x: Axis, y: Axis, x_title: str, y_title: str) -> list[Markup]:
     for t in x.ticks:
         parts.append(Markup('<path class="grid" d="M{} {}V{}"/>').format(x(t), TOP, bottom))
         parts.append(Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(x(t), bottom + 15, tick_text(t)))
-    parts.append(
-        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format((LEFT + right) / 2, HEIGHT - 6, x_title)
-    )
+    parts.append(Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format((LEFT + right) / 2, HEIGHT - 6, x_title))
     parts.append(Markup('<text class="axis" x="0" y="0" text-anchor="middle" transform="translate(11 {}) rotate(-90)">{}</text>').format(
         (TOP + bottom) / 2, y_title))  # fmt: skip
     return parts

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mobileclip.errors import MobileClipError
 from mobileclip.export.bundle import FileEntry, Precision, Sha256, Target, Tower
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MIN_WARMUP_RUNS, MIN_SAMPLES, MIN_SECONDS = 10, 100, 10.0
 """A result below one of these is not valid."""
 UNSTABLE_CV_PERCENT = 5.0
@@ -99,8 +99,6 @@ class DeviceSamples(_Strict):
     """How much of each timed run its thread was ready but another process had the core; empty where the system does not tell."""
     block_samples: tuple[int, ...]
     """How many consecutive timed runs each turn of this measurement had; other measurements ran between turns."""
-    others_share: tuple[float, ...] = ()
-    """Share of the machine's cores that other processes used during each turn; empty where the system does not tell."""
     baseline_rss_bytes: int = Field(ge=0)
     """Peak resident memory before the load: the process itself with its inputs."""
     peak_rss_bytes: int = Field(ge=0)
@@ -110,8 +108,6 @@ class DeviceSamples(_Strict):
     def _blocks_cover(self) -> DeviceSamples:
         if min(self.block_samples, default=0) < 1 or sum(self.block_samples) != len(self.latency_ms):
             raise ValueError("block_samples does not add up to the number of latencies")
-        if self.others_share and len(self.others_share) != len(self.block_samples):
-            raise ValueError("others_share has another length than block_samples")
         if self.wait_ms and len(self.wait_ms) != len(self.latency_ms):
             raise ValueError("wait_ms has another length than latency_ms")
         if any(k.sample >= len(self.latency_ms) for k in self.kept):
@@ -205,7 +201,6 @@ class BenchResult(_Strict):
     latency_ms: tuple[float, ...] = Field(min_length=1)
     wait_ms: tuple[float, ...] = ()
     block_samples: tuple[int, ...]
-    others_share: tuple[float, ...] = ()
     baseline_rss_bytes: int
     peak_rss_bytes: int
     summary: Summary

@@ -23,6 +23,8 @@ from mobileclip.specs import REGISTRY
 
 LOG_SCALE_FROM = 12.0
 """Ratio of largest to smallest value from which an axis is logarithmic."""
+FLOAT32_ERROR = 1e-7
+"""Cosines closer to 1 than this are equal in float32."""
 PUBLISHED_ON = "iPhone 12 Pro Max"
 
 
@@ -153,8 +155,8 @@ def _scatters(results: Sequence[BenchResult]) -> list[tuple[str, Markup]]:
         ]
 
     plots = [("Latency and size", scatter(points(lambda r: r.measured.size_bytes / 1e6), "p50 latency, ms", "artifact, MB", log_x=log_x))]
-    errors = points(lambda r: max(1 - r.parity.cosine_min, 1e-9) if r.parity and r.parity.cosine_min < 1 + 1e-6 else None)
-    if errors:
+    errors = points(lambda r: max(1 - r.parity.cosine_min, FLOAT32_ERROR) if r.parity and r.parity.cosine_min < 1 + 1e-6 else None)
+    if any(p.y > FLOAT32_ERROR for p in errors):
         plots.append(("Latency and error", scatter(errors, "p50 latency, ms", "1 − smallest cosine", log_x=log_x, log_y=True)))
     return plots
 

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from mobileclip.benchmark.protocol import BenchRequest, BenchResult
 from mobileclip.export.bundle import Manifest
 from mobileclip.files import write_bytes
 
-FILES = {
+FILES: dict[str, type[BaseModel]] = {
     "bench_request.schema.json": BenchRequest,
     "bench_result.schema.json": BenchResult,
     "manifest.schema.json": Manifest,

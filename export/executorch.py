@@ -18,25 +18,25 @@ from mobileclip.export.graph import Plan, traced
 from mobileclip.files import require, staged_file
 
 
-def export(tower: nn.Module, plan: Plan, path: Path, backend: str = "xnnpack") -> Written:
-    """Write the tower to `path` (`.pte`), lowered to `backend`."""
+def export(tower: nn.Module, plan: Plan, path: Path) -> Written:
+    """Write the tower to `path` (`.pte`), lowered to the plan's backend."""
     from executorch.exir import to_edge_transform_and_lower
 
     with _silent():
-        edge = to_edge_transform_and_lower(traced(tower, plan, half=True), partitioner=[_partitioner(plan, backend)])
+        edge = to_edge_transform_and_lower(traced(tower, plan, half=True), partitioner=[_partitioner(plan)])
         left = Counter(_operator(n.target) for n in edge.exported_program().graph.nodes if n.op == "call_function")
         program = edge.to_executorch()
     with staged_file(path) as tmp:
         tmp.write_bytes(program.buffer)
     delegated = {"executorch_call_delegate", "getitem"}
     return Written(
-        backend="coreml" if backend == "coreml" else "xnnpack",
+        backend=plan.executorch_backend,
         not_delegated=dict(sorted((name, n) for name, n in left.items() if name not in delegated)),
     )
 
 
-def _partitioner(plan: Plan, backend: str) -> Any:
-    if backend == "xnnpack":
+def _partitioner(plan: Plan) -> Any:
+    if plan.executorch_backend == "xnnpack":
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
         return XnnpackPartitioner()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ from mobileclip.export.bundle import (
 )
 from mobileclip.files import locked
 from mobileclip.sources import Model
+
+if TYPE_CHECKING:
+    from mobileclip.export.graph import Plan
 
 Progress = Callable[[str], None]
 GOLDEN_INPUTS = 3
@@ -103,7 +107,7 @@ def _write(model: Model, options: Options, folder: Path, progress: Progress) -> 
     progress("running the model on the verification set")
     plain = preprocess.model_copy(update={"baked": False})
     inputs: dict[Tower, npt.NDArray[np.generic]] = {"image": image_inputs(plain), "text": text_inputs(model.tokenizer)}
-    reference = {"image": _embed(model.image, inputs["image"]), "text": _embed(model.text, inputs["text"])}
+    reference = {"image": embed(model.image, inputs["image"]), "text": embed(model.text, inputs["text"])}
     if options.bake_preprocessing:
         inputs["image"] = image_inputs(preprocess)
 
@@ -142,6 +146,22 @@ def _write(model: Model, options: Options, folder: Path, progress: Progress) -> 
     write_manifest(folder, manifest.model_copy(update={"parity": tuple(parity)}))
 
 
+def plan_for(tower: Tower, embed_dim: int, options: Options, preprocess: PreprocessInfo, inputs: npt.NDArray[np.generic]) -> Plan:
+    """The plan of one tower, whose artifacts take rows of `inputs`."""
+    from mobileclip.export.graph import Plan
+
+    name, shape = "image" if tower == "image" else "tokens", (options.batch, *inputs.shape[1:])
+    return Plan(
+        tower=tower,
+        input=TensorInfo.model_validate({"name": name, "dtype": inputs.dtype.name, "shape": shape}),
+        output=TensorInfo(name="embedding", dtype="float32", shape=(options.batch, embed_dim)),
+        preprocess=preprocess.spec if tower == "image" and preprocess.baked else None,
+        normalize=options.normalize,
+        half=options.precision == "fp16",
+        executorch_backend=options.executorch_backend,
+    )
+
+
 def _export_tower(
     model: Model,
     tower: Tower,
@@ -153,23 +173,12 @@ def _export_tower(
     progress: Progress,
 ) -> list[ArtifactInfo]:
     from mobileclip.export.exporter import SUFFIX, write
-    from mobileclip.export.graph import Plan, fold_affine
+    from mobileclip.export.graph import fold_affine
     from mobileclip.export.precision import fp32_layers
 
     value = inputs[tower]
     net = fold_affine(model.image if tower == "image" else model.text)
-    plan = Plan(
-        tower=tower,
-        input=TensorInfo(
-            name="image" if tower == "image" else "tokens",
-            dtype=value.dtype.name,
-            shape=(options.batch, *value.shape[1:]),
-        ),
-        output=TensorInfo(name="embedding", dtype="float32", shape=(options.batch, model.embed_dim)),
-        preprocess=preprocess.spec if tower == "image" and preprocess.baked else None,
-        normalize=options.normalize,
-        half=options.precision == "fp16",
-    )
+    plan = plan_for(tower, model.embed_dim, options, preprocess, value)
     if plan.half:
         progress(f"{tower} tower: finding the layers that need fp32")
         plan = replace(plan, fp32_layers=fp32_layers(net, plan, value, reference[tower]))
@@ -177,7 +186,7 @@ def _export_tower(
     for target in options.targets:
         progress(f"{tower} tower: exporting {target} {options.precision}")
         path = folder / f"{tower}{SUFFIX[target]}"
-        written = write(target, net, plan, path, options.executorch_backend)
+        written = write(target, net, plan, path)
         artifacts.append(
             ArtifactInfo(
                 target=target,
@@ -195,7 +204,7 @@ def _export_tower(
     return artifacts
 
 
-def _embed(tower: object, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+def embed(tower: object, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """Normalised embeddings by the model itself, in small batches."""
     import torch
     from torch import nn

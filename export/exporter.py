@@ -57,14 +57,19 @@ def check_packages(target: Target) -> None:
         require(package, target, f"the target {target}")
 
 
-def write(target: Target, tower: nn.Module, plan: Plan, path: Path, backend: str) -> Written:
+def exporter(target: Target) -> Exporter:
+    """The exporter of a target."""
+    return cast(Exporter, import_module(f"mobileclip.export.{target}"))
+
+
+def write(target: Target, tower: nn.Module, plan: Plan, path: Path) -> Written:
     """Export, then check the finished artifact's interface and graph.
 
     Raises:
         GateError: Names, dtypes or shapes differ from the plan, or a graph rule is broken.
     """
-    module = cast(Exporter, import_module(f"mobileclip.export.{target}"))
-    written = module.export(tower, plan, path) if target != "executorch" else module.export(tower, plan, path, backend)  # type: ignore[call-arg]
+    module = exporter(target)
+    written = module.export(tower, plan, path)
     for wanted, got in zip((plan.input, plan.output), module.interface(path), strict=True):
         if wanted != got:
             raise GateError(f"{path.name}: declares {got}, expected {wanted}; nothing was published")

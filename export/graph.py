@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,7 @@ class Plan:
         preprocess: Set when it is baked into the graph, which then takes uint8 RGB.
         normalize: L2 normalisation at the end, in fp32.
         half: Compute in fp16, but for `fp32_layers` (names of `layers`).
+        executorch_backend: Delegate of the executorch target.
     """
 
     tower: Tower
@@ -89,6 +90,7 @@ class Plan:
     preprocess: PreprocessSpec | None
     normalize: bool
     half: bool
+    executorch_backend: Literal["xnnpack", "coreml"] = "xnnpack"
     fp32_layers: tuple[str, ...] = ()
 
 

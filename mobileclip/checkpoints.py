@@ -98,14 +98,7 @@ def load(path: Path, spec: ModelSpec | None = None) -> Checkpoint:
     form_names = "native" if any(map(names.is_native, raw)) else "open_clip"
     state = _from_native(raw) if form_names == "native" else raw
     got = {name: tuple(t.shape) for name, t in state.items()}
-    fits = [
-        (candidate, form, fused)
-        for candidate in ([spec] if spec else REGISTRY.values())
-        if _plausible(candidate, got)
-        for form in candidate.forms
-        for fused in (False, True)
-        if expected_shapes(candidate, form, fused=fused) == got
-    ]
+    fits = fitting(got, spec)
     if not fits:
         raise CheckpointError(_shape_report(path, got, spec))
     hint = metadata.get("variant") or path.stem.lower().replace("-", "_")
@@ -170,6 +163,9 @@ def _unwrapped(path: Path, value: Mapping[str, object]) -> State:
             shown = _short(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
             raise CheckpointError(f"{path}: {shown} is not the name of a dense tensor; a plain state dict is needed")
         state[name.removeprefix("module.")] = tensor
+    stored, size = sum(t.nbytes for t in state.values()), path.stat().st_size
+    if stored > size:
+        raise CheckpointError(f"{path}: refused, tensors of {stored:,} bytes in a file of {size:,}; they share or repeat their memory")
     if len(state) < len(value):
         raise CheckpointError(f"{path}: names the same tensor twice, with and without 'module.'")
     return state
@@ -214,6 +210,18 @@ def _shapes(tower: MCiTower | ViTTower, anonymous: ModelSpec, fused: bool) -> Sh
         return {name: tuple(t.shape) for name, t in CLIP(anonymous, form, folded=fused).state_dict().items()}
 
 
+def fitting(got: Shapes, spec: ModelSpec | None = None) -> list[tuple[ModelSpec, Form, bool]]:
+    """Variant, form and fusing of every net that has exactly the tensors `got` (open_clip's names); only those of `spec` if it is given."""
+    return [
+        (candidate, form, fused)
+        for candidate in ([spec] if spec else REGISTRY.values())
+        if _plausible(candidate, got)
+        for form in candidate.forms
+        for fused in (False, True)
+        if expected_shapes(candidate, form, fused=fused) == got
+    ]
+
+
 def _plausible(spec: ModelSpec, got: Shapes) -> bool:
     """A cheap test before the whole model is built: vocabulary, text width and embedding size."""
     text = spec.text
@@ -239,18 +247,21 @@ def _shape_report(path: Path, got: Shapes, wanted: ModelSpec | None) -> str:
         for expected in (expected_shapes(spec, form, fused=fused),)
     ]
     spec, expected, differ = min(candidates, key=lambda c: len(c[2]))
-    if len(differ) >= len(expected):
+    towers = [n for n in expected if n.startswith("visual.")]
+    if sum(n in got for n in towers) < len(towers) / 10:
         return (
-            f"{path}: is not a MobileCLIP checkpoint (none of its {len(got)} tensors fits; the first is {next(iter(got))!r}); "
+            f"{path}: is not a MobileCLIP checkpoint (its {len(got)} tensors have other names; the first is {_short(next(iter(got)))!r}); "
             "other CLIP models come in as open_clip:NAME"
         )
 
     def shape(of: tuple[int, ...] | None) -> str:
         return "absent" if of is None else str(list(of))
 
-    shown = "; ".join(f"{n}: expected {shape(expected.get(n))}, got {shape(got.get(n))}" for n in differ[:5])
+    shown = "; ".join(f"{_short(n)}: expected {shape(expected.get(n))}, got {shape(got.get(n))}" for n in differ[:5])
     more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
-    kind = "does not fit" if wanted else "fits no variant; the nearest is"
+    held = [s.name for s, _, _ in fitting(got)]
+    kind = f"does not fit {wanted.name}, it holds {held[0]};" if wanted and held else "fits no variant; the nearest is"
+    kind = "does not fit" if wanted and not held else kind
     return f"{path}: {kind} {spec.name} ({len(differ)} of {len(expected)} tensors differ): {shown}{more}"
 
 
@@ -332,8 +343,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     with staged_file(path) as tmp:
         try:
             if path.suffix == ".safetensors":
-                metadata = {"variant": checkpoint.spec.name, "form": checkpoint.form, "format": "pt"}
-                save_file(checkpoint.state, tmp, metadata=metadata)
+                save_file(checkpoint.state, tmp, metadata={"variant": checkpoint.spec.name})  # more entries have no fixed order
             else:
                 native = checkpoint.form == "native"
                 state = _to_native(checkpoint.spec, checkpoint.state) if native else dict(checkpoint.state)

@@ -15,6 +15,7 @@ from mobileclip.specs import ModelSpec, PreprocessSpec, get_spec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mobileclip.checkpoints import Checkpoint
     from mobileclip.tokenizer import Tokenizer
 
 UNTRAINED, OPEN_CLIP = "untrained:", "open_clip:"
@@ -79,7 +80,7 @@ def load_model(source: str) -> Model:
     if path.suffix in {".pt", ".pth", ".safetensors", ".bin", ".ckpt"} or path.exists():
         from mobileclip import checkpoints
 
-        return _from_checkpoint(checkpoints.load(path), path.name)
+        return from_checkpoint(checkpoints.load(path), path.name)
     spec = get_spec(source)
     if spec.weights is None:
         return _load_untrained(spec)
@@ -91,21 +92,20 @@ def load_model(source: str) -> Model:
             f"{spec.name}: its weights are not here yet; run `mobileclip pull {spec.name}`, or give a checkpoint file, "
             f"or `{UNTRAINED}{spec.name}` for numbers without meaning"
         )
-    return _from_checkpoint(checkpoints.load(file, spec), spec.weights.filename)
+    return from_checkpoint(checkpoints.load(file, spec), spec.weights.filename)
 
 
 def _load_untrained(spec: ModelSpec) -> Model:
     from mobileclip import checkpoints
 
-    return _from_checkpoint(checkpoints.recipe_checkpoint(spec), "deterministic recipe (untrained)")
+    return from_checkpoint(checkpoints.recipe_checkpoint(spec), "deterministic recipe (untrained)")
 
 
-def _from_checkpoint(checkpoint: object, source: str) -> Model:
-    from mobileclip.checkpoints import Checkpoint
+def from_checkpoint(checkpoint: Checkpoint, source: str) -> Model:
+    """The fused model of a checkpoint; `source` says where it comes from."""
     from mobileclip.models.fuse import fuse
     from mobileclip.tokenizer import Tokenizer
 
-    assert isinstance(checkpoint, Checkpoint)
     spec = checkpoint.spec
     model, _, branches = fuse(checkpoint.model())
     model.requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mobileclip.errors import InputError
+from mobileclip.errors import InputError, MobileClipError
 from mobileclip.files import did_you_mean, reading
 
 Embeddings = npt.NDArray[np.float32]
@@ -36,10 +36,23 @@ _TEXTS_AT_ONCE = 256
 
 
 class TextEncoder(Protocol):
-    """What this module needs of an encoder."""
+    """What class embeddings are made with."""
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """Normalised embeddings (N, D) of captions."""
+        ...
+
+
+class Encoder(TextEncoder, Protocol):
+    """What classifies pictures; `mobileclip.export.encoder.Encoder` is one."""
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the cosines before the softmax."""
+        ...
+
+    def encode_files(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Embeddings | MobileClipError]]:
+        """Each path with its normalised embedding (D,), or why it has none."""
         ...
 
 
@@ -55,6 +68,15 @@ class Prediction:
     label: str
     probability: float
     cosine: float
+
+
+@dataclass(frozen=True)
+class Classified:
+    """One picture with its best labels, or why it has none."""
+
+    path: Path
+    predictions: tuple[Prediction, ...] = ()
+    error: MobileClipError | None = None
 
 
 def normalized(x: npt.NDArray[np.floating]) -> Embeddings:
@@ -76,7 +98,9 @@ def read_labels(commas: str | None = None, file: Path | None = None) -> list[str
     found = [*(commas or "").split(","), *(_lines(file) if file else [])]
     labels = list(dict.fromkeys(label.strip() for label in found if label.strip()))
     if not labels:
-        raise InputError(f"{file}: holds no label; write one a line" if file else "no labels; give --labels 'a cat,a dog' or --labels-file FILE")
+        raise InputError(
+            f"{file}: holds no label; write one a line" if file else "no labels; give --labels 'a cat,a dog' or --labels-file FILE"
+        )
     return labels
 
 
@@ -133,6 +157,29 @@ def class_embeddings(encoder: TextEncoder, labels: Sequence[str], templates: Seq
     return np.concatenate(classes)
 
 
+def classify(
+    encoder: Encoder, paths: Sequence[Path], labels: Sequence[str], templates: Sequence[str], top: int, progress: Progress | None = None
+) -> list[Classified]:
+    """Classify picture files; one that cannot be read carries its error and does not stop the others.
+
+    Args:
+        labels: See `read_labels`.
+        templates: See `read_templates`.
+        top: Labels for each picture, at most.
+        progress: Told how far it is.
+    """
+    classes = class_embeddings(encoder, labels, templates, progress)
+    results = []
+    for i, (path, row) in enumerate(encoder.encode_files(paths)):
+        if progress and i % 32 == 0:
+            progress(f"classifying pictures: {i:,} of {len(paths):,}")
+        if isinstance(row, MobileClipError):
+            results.append(Classified(path, error=row))
+        else:
+            results.append(Classified(path, tuple(predict(row, classes, labels, encoder.logit_scale, top))))
+    return results
+
+
 def predict(image: Embeddings, classes: Embeddings, labels: Sequence[str], logit_scale: float, top: int) -> list[Prediction]:
     """The most probable labels of one picture, best first; equal ones in the labels' order.
 
@@ -168,13 +215,3 @@ def top_rows(matrix: npt.NDArray[np.floating], query: Embeddings, top: int, rows
         best = np.argsort(-scores, kind="stable")[:top]
         rows, scores = rows[best], scores[best]
     return [(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
-
-
-def untrained_note(trained: bool) -> str:
-    """What a title says after the name of a model without training; empty for a trained one."""
-    return "" if trained else f"; {UNTRAINED_NOTE}"
-
-
-def percent_steps(what: str, total: int, progress: Progress) -> Callable[[Iterable[int]], Iterable[int]]:
-    """Placeholder."""
-    raise NotImplementedError

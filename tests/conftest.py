@@ -1,13 +1,48 @@
+"""Checkpoints with recipe weights and exported bundles, shared by tests of all folders; each is made once."""
+
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
+from mobileclip import checkpoints
+from mobileclip.checkpoints import Checkpoint, recipe_checkpoint
 from mobileclip.export.bundle import TARGETS, Options, Precision, Target
+from mobileclip.recipe import recipe_tensor
+from mobileclip.specs import get_spec
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Iterator[Callable[[str], Checkpoint]]:
+    """Untrained checkpoint of a variant. Text tensors are drawn once, as many variants have the same; do not write to them."""
+    kept = functools.cache(recipe_tensor)
+
+    def tensor(key: str, shape: tuple[int, ...]):
+        return kept(key, shape) if key.startswith("text") else recipe_tensor(key, shape)
+
+    def of(name: str) -> Checkpoint:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoints, "recipe_tensor", tensor)
+            return recipe_checkpoint(get_spec(name))
+
+    yield of
+    kept.cache_clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def nano(recipe) -> Checkpoint:
+    return recipe("mobileclip_nano")
 
 
 @pytest.fixture(scope="session")

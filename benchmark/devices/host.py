@@ -55,11 +55,12 @@ class _Progressing:
     latency_ms: list[float] = field(default_factory=list)
     wait_ms: list[float] = field(default_factory=list)
     block_samples: list[int] = field(default_factory=list)
-    others_share: list[float] = field(default_factory=list)
     kept: list[dict[str, Any]] = field(default_factory=list)
 
-    def enough(self, request: BenchRequest) -> bool:
-        return len(self.latency_ms) >= request.min_samples and sum(self.latency_ms) >= 1e3 * request.min_seconds
+    def share(self, request: BenchRequest) -> float:
+        """How much of what was asked for is there; 1 is enough."""
+        seconds = sum(self.latency_ms) / 1e3
+        return min(len(self.latency_ms) / request.min_samples, seconds / request.min_seconds if request.min_seconds else 1.0, 1.0)
 
 
 class Worker:
@@ -69,7 +70,7 @@ class Worker:
         self.job, self._timeout_s = job, timeout_s
         threads = str(job.request.threads)
         environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the worker)
         # -P: nothing in the current folder is imported in place of an installed module.
         self._process = subprocess.Popen(
             command or [sys.executable, "-P", "-m", "mobileclip.benchmark.devices.host_worker"],
@@ -182,7 +183,11 @@ class Rounds:
             self._try(i, self._load)
         for i in self._open:
             self._try(i, self._warm_up)
+        told = -1
         while remaining := self._open:
+            if (done := self._percent_done() // 10 * 10) > told:
+                told = done
+                self._progress(f"timing {len(self._workers)} measurement(s) in turns: {done} % done")
             self._order.shuffle(remaining)
             for i in remaining:
                 self._try(i, self._turn)
@@ -191,6 +196,13 @@ class Rounds:
     @property
     def _open(self) -> list[int]:
         return [i for i in range(len(self._workers)) if i not in self._ended]
+
+    def _percent_done(self) -> int:
+        shares = [
+            1.0 if i in self._ended else state.share(w.job.request)
+            for i, (w, state) in enumerate(zip(self._workers, self._state, strict=True))
+        ]
+        return int(100 * sum(shares) / len(shares))
 
     def _try(self, i: int, step: Callable[[Worker, _Progressing], DeviceSamples | None]) -> None:
         worker = self._workers[i]
@@ -218,30 +230,23 @@ class Rounds:
 
     def _turn(self, worker: Worker, state: _Progressing) -> DeviceSamples | None:
         request = worker.job.request
-        self._progress(f"timing {request.label}, {len(state.latency_ms)} samples so far; {len(self._open)} measurements open")
-        answer = worker.ask(
-            "block", seconds=min(BLOCK_SECONDS, request.min_seconds), samples=min(BLOCK_SAMPLES, request.min_samples)
-        )
+        answer = worker.ask("block", seconds=min(BLOCK_SECONDS, request.min_seconds), samples=min(BLOCK_SAMPLES, request.min_samples))
         if not answer["latency_ms"] or not all(v > 0 for v in answer["latency_ms"]):
             raise TypeError("latency_ms must hold positive numbers")
         state.latency_ms += answer["latency_ms"]
         state.wait_ms += answer["wait_ms"]
-        if answer["others_share"] is not None:
-            state.others_share.append(answer["others_share"])
         state.block_samples.append(len(answer["latency_ms"]))
         state.kept += answer["kept"]
-        if not state.enough(request):
+        if state.share(request) < 1:
             return None
-        return DeviceSamples(
-            **state.loaded,
-            **worker.ask("finish"),
-            warmup_ms=tuple(state.warmup_ms),
-            latency_ms=tuple(state.latency_ms),
-            wait_ms=tuple(state.wait_ms),
-            block_samples=tuple(state.block_samples),
-            others_share=tuple(state.others_share),
-            kept=tuple(state.kept),
-        )
+        collected = {
+            "warmup_ms": state.warmup_ms,
+            "latency_ms": state.latency_ms,
+            "wait_ms": state.wait_ms,
+            "block_samples": state.block_samples,
+            "kept": state.kept,
+        }
+        return DeviceSamples.model_validate(state.loaded | worker.ask("finish") | collected)
 
 
 def environment() -> Environment:

@@ -6,7 +6,7 @@ a library prints goes to standard error. The end of the input ends the process.
     {"do": "load", "request": BenchRequest, "bundle": PATH, "inputs": PATH.npy}
                                              -> {"engine", "load_ms", "first_run_ms", "baseline_rss_bytes"}
     {"do": "warm_up"}                        -> {"warmup_ms": [...]}
-    {"do": "block", "seconds", "samples"}    -> {"latency_ms", "wait_ms", "others_share", "kept"}
+    {"do": "block", "seconds", "samples"}    -> {"latency_ms": [...], "wait_ms": [...], "kept": [KeptOutput, ...]}
     {"do": "finish"}                         -> {"peak_rss_bytes"}
     anything that fails                      -> {"error": CLASS, "exit_code", "message"}
 """
@@ -88,7 +88,6 @@ class Measurement:
         latency_ms: list[float] = []
         wait_ms: list[float] = []
         kept: list[dict[str, Any]] = []
-        others = OtherProcesses()
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(latency_ms) < samples:
             waited_before_ns = self._wait.total_ns()
@@ -100,12 +99,7 @@ class Measurement:
                 # One of each group at random: a fixed step could meet the same few inputs over and over.
                 self._keep_next = (self._timed // self._stride + 1) * self._stride + self._random.randrange(self._stride)
             self._timed += 1
-        return {
-            "latency_ms": latency_ms,
-            "wait_ms": wait_ms if self._wait.known else [],
-            "others_share": others.share(),
-            "kept": kept,
-        }
+        return {"latency_ms": latency_ms, "wait_ms": wait_ms if self._wait.known else [], "kept": kept}
 
 
 class RunQueueWait:
@@ -119,31 +113,6 @@ class RunQueueWait:
     def total_ns(self) -> int:
         """Since the thread began; 0 where it is not known."""
         return int(os.pread(self._file, 96, 0).split()[1]) if self.known else 0
-
-
-class OtherProcesses:
-    """What the rest of the machine does meanwhile: neighbours slow a run down even where they never take its core."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    def share(self) -> float | None:
-        """Share of all cores' time that other processes used since this object was made; None where the system does not tell."""
-        now = self._now()
-        if now is None or self._start is None:
-            return None
-        busy, own, wall = (b - a for a, b in zip(self._start, now, strict=True))
-        return round(min(max((busy - own) / (wall * (os.cpu_count() or 1)), 0.0), 1.0), 3)
-
-    @staticmethod
-    def _now() -> tuple[float, float, float] | None:
-        """Seconds: busy time of all cores, processor time of this process, clock."""
-        stat = Path("/proc/stat")
-        if not stat.is_file():
-            return None
-        user, nice, system, _, _, irq, softirq, steal = (int(v) for v in stat.read_text().split()[1:9])
-        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        return busy, time.process_time(), time.perf_counter()
 
 
 def peak_rss_bytes() -> int:

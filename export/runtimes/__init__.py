@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mobileclip.export.bundle import Bundle, Target, Tower
+from mobileclip.export.bundle import ArtifactInfo, Bundle, Target, Tower
 
 Array = npt.NDArray[np.generic]
 
@@ -33,10 +34,13 @@ def load(bundle: Bundle, target: Target, tower: Tower, threads: int = 1) -> Sess
         MissingToolError: The runtime's package is not installed.
         BundleError: The runtime refuses the artifact.
     """
-    artifact = bundle.artifact(target, tower)
-    module = import_module(f"mobileclip.export.runtimes.{target}")
-    session: Callable[..., Session] = module.load
-    return session(bundle.path / artifact.path, artifact, threads)
+    return load_artifact(bundle.path, bundle.artifact(target, tower), threads)
+
+
+def load_artifact(folder: Path, artifact: ArtifactInfo, threads: int = 1) -> Session:
+    """`load` for an artifact in a folder that is not (yet) a bundle."""
+    session: Callable[..., Session] = import_module(f"mobileclip.export.runtimes.{artifact.target}").load
+    return session(folder / artifact.path, artifact, threads)
 
 
 def embed(session: Session, inputs: Array, batch: int) -> npt.NDArray[np.float32]:

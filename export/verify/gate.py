@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mobileclip.errors import GateError
 from mobileclip.export import runtimes
-from mobileclip.export.bundle import ArtifactInfo, Bundle, ParityInfo, Precision, PreprocessInfo, Target, Tower
+from mobileclip.export.bundle import ArtifactInfo, Bundle, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower
 from mobileclip.export.verify.dataset import captions, pictures
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ Embeddings = npt.NDArray[np.float32]
 MIN_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
 MIN_TOP1_AGREEMENT = 0.99
 MIN_RECALL10_OVERLAP = 0.99
+UNIT_TOLERANCE = 1e-3
 
 
 def image_inputs(preprocess: PreprocessInfo) -> npt.NDArray[np.generic]:
@@ -86,17 +87,19 @@ def compare(reference: Embeddings, got: Embeddings, others: Embeddings) -> Agree
 
 
 def check(
-    artifact: ArtifactInfo, engine: str, outputs: Embeddings, reference: Embeddings, others: Embeddings, precision: Precision
+    artifact: ArtifactInfo, engine: str, outputs: Embeddings, reference: Embeddings, others: Embeddings, options: Options
 ) -> ParityInfo:
-    """Judge an artifact's outputs.
+    """Judge an artifact's outputs. When it is to normalise, outputs that are not of unit length fail.
 
     Args:
         outputs: (N, D) of the verification inputs, as the artifact gave them.
         reference: (N, D), the model's.
         others: The model's embeddings of the other tower.
     """
-    finite = np.isfinite(outputs).all() and outputs.shape == reference.shape
-    unit = normalized(outputs) if finite else np.zeros_like(reference)
+    sound = outputs.shape == reference.shape and bool(np.isfinite(outputs).all())
+    unit = normalized(outputs) if sound else np.zeros_like(reference)
+    if options.normalize:
+        sound = sound and bool((np.abs(np.linalg.norm(outputs, axis=1) - 1) <= UNIT_TOLERANCE).all())
     agreement = compare(reference, unit, others)
     names = input_names(artifact.tower)
     worst = np.argsort(agreement.cosine)[:3]
@@ -112,8 +115,8 @@ def check(
         recall10_overlap=agreement.recall10_overlap,
         worst_inputs=tuple(f"{names[i]} ({agreement.cosine[i]:.6f})" for i in worst),
         passed=bool(
-            finite
-            and agreement.cosine.min() >= MIN_COSINE[precision]
+            sound
+            and agreement.cosine.min() >= MIN_COSINE[options.precision]
             and agreement.top1_agreement >= MIN_TOP1_AGREEMENT
             and agreement.recall10_overlap >= MIN_RECALL10_OVERLAP
         ),
@@ -123,8 +126,7 @@ def check(
 def verify(bundle: Bundle, targets: Sequence[Target] | None = None, threads: int = 2) -> tuple[ParityInfo, ...]:
     """Run the artifacts of an opened bundle in their runtimes on the verification set and judge them.
 
-    The inputs are prepared as the manifest says, from the package's own pictures and captions, so a wrong manifest fails as well. When
-    the artifact is to normalise, outputs that are not of unit length fail.
+    The inputs are prepared as the manifest says, from the package's own pictures and captions, so a wrong manifest fails as well.
 
     Raises:
         MissingToolError: A runtime is not installed.
@@ -142,11 +144,7 @@ def verify(bundle: Bundle, targets: Sequence[Target] | None = None, threads: int
         session = runtimes.load(bundle, artifact.target, tower, threads)
         outputs = runtimes.embed(session, inputs[tower], artifact.input.shape[0])
         other = reference["text" if tower == "image" else "image"]
-        parity = check(artifact, session.engine, outputs, reference[tower], other, manifest.options.precision)
-        length = np.linalg.norm(outputs, axis=1)
-        if manifest.options.normalize and not np.allclose(length, 1, atol=1e-3):
-            parity = parity.model_copy(update={"passed": False})
-        results.append(parity)
+        results.append(check(artifact, session.engine, outputs, reference[tower], other, manifest.options))
         del session
     return tuple(results)
 

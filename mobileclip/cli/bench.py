@@ -7,8 +7,11 @@ from pathlib import Path
 import typer
 
 from mobileclip.cli import output
+from mobileclip.cli.options import JsonOption
 
-COLUMNS = ("bundle", "runtime", "tower", "p50 ms", "p90 ms", "p99 ms", "CV %", "n", "load ms", "first ms", "peak RSS MB", "cosine min", "state")
+COLUMNS = (
+    "bundle", "runtime", "tower", "p50 ms", "p90 ms", "p99 ms", "CV %", "n", "load ms", "first ms", "peak RSS MB", "cosine min", "state",
+)  # fmt: skip
 
 
 def bench(
@@ -20,7 +23,7 @@ def bench(
     seconds: float = typer.Option(10.0, help="Least timed seconds of each measurement; a result below 10 is marked not valid."),
     samples: int = typer.Option(100, help="Least number of timed runs of each; a result below 100 is marked not valid."),
     out: Path = typer.Option(Path("results"), "--out", "-o", help="Folder for the results, or one file that ends in .json."),
-    json_output: bool = typer.Option(False, "--json", help="Print the results as JSON."),
+    json_output: JsonOption = False,
 ) -> None:
     """Measure bundles, each artifact in its own process, all interleaved so that ratios are fair. Example:
     mobileclip bench mobileclip_nano-fp32 --runtime onnx --threads 2

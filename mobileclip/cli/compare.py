@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from mobileclip.cli import output
+from mobileclip.cli.options import JsonOption
 
 COLUMNS = ("A", "B", "verdict on B", "p50 A ms", "p50 B ms", "cost B / A", "95 % interval", "n A", "n B")
 
@@ -14,7 +15,7 @@ COLUMNS = ("A", "B", "verdict on B", "p50 A ms", "p50 B ms", "cost B / A", "95 %
 def compare(
     a: Path = typer.Argument(..., metavar="A", help="Result file, or folder of results."),
     b: Path = typer.Argument(..., metavar="B", help="What to judge against A."),
-    json_output: bool = typer.Option(False, "--json", help="Print the verdicts as JSON."),
+    json_output: JsonOption = False,
 ) -> None:
     """Say whether B is faster or slower than A, or no different, from the raw samples. Example:
     mobileclip compare before.json after.json

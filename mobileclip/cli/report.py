@@ -7,12 +7,13 @@ from pathlib import Path
 import typer
 
 from mobileclip.cli import output
+from mobileclip.cli.options import JsonOption
 
 
 def report(
     paths: list[Path] = typer.Argument(..., metavar="RESULTS_OR_BUNDLES...", help="Bundles, result files, or folders of results."),
     out: Path = typer.Option(Path("report.html"), "--out", "-o", help="The page to write."),
-    json_output: bool = typer.Option(False, "--json", help="Print what was written as JSON."),
+    json_output: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page of verification and measurements. Example:
     mobileclip report mobileclip_nano-fp32 results -o report.html

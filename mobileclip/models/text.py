@@ -115,6 +115,7 @@ class TextEncoder(nn.Module):
     def __init__(self, tower: TextTower, embed_dim: int, *, folded: bool = False) -> None:
         super().__init__()
         width = tower.width
+        self.end_token = END_TOKEN
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(tower.context, width))
         self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
         self.token_embedding = nn.Embedding(tower.vocabulary, width)
@@ -139,5 +140,5 @@ class TextEncoder(nn.Module):
         """Token ids (B, context), any integer dtype -> embedding (B, embed_dim), not normalised."""
         x = self.token_embedding(tokens) + self.positional_embedding
         x = self.ln_final(self.transformer(x, self.mask))
-        pooled = torch.bmm(first_end_token(tokens, END_TOKEN).to(x.dtype).unsqueeze(1), x).squeeze(1)  # (B, width)
+        pooled = torch.bmm(first_end_token(tokens, self.end_token).to(x.dtype).unsqueeze(1), x).squeeze(1)  # (B, width)
         return pooled @ self.text_projection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def embed_texts(ids: np.ndarray) -> np.ndarray:
     return text_weights()[ids].mean(1)
 
 
-def build_bundle(folder: Path, *, batch: int = 1, wrong_reference: bool = False, extra: tuple[b.ArtifactInfo, ...] = ()) -> Path:
+def write_bundle(folder: Path, *, batch: int = 1, wrong_reference: bool = False, extra: tuple[b.ArtifactInfo, ...] = ()) -> Path:
     """Write the bundle; `extra` artifacts share the image tower's file, whatever their target."""
     folder.mkdir(parents=True)
     Tokenizer.clip(CONTEXT).save(folder / b.TOKENIZER)
@@ -122,5 +123,11 @@ def _manifest(folder: Path, batch: int, extra: tuple[b.ArtifactInfo, ...]) -> b.
 
 
 @pytest.fixture(scope="session")
+def build_bundle() -> Callable[..., Path]:
+    """`write_bundle`, for tests that need a special one."""
+    return write_bundle
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")

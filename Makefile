@@ -1,0 +1,45 @@
+# `make demo` runs the main job end to end, `make test` checks everything; each creates what it needs in .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+LINKS := build/links
+MODEL ?= mobileclip_nano
+CHECKPOINT ?=
+DEMO := build/demo
+
+.PHONY: demo test test-slow lint bench wheel clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 4; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m mobileclip.benchmark.demo $(or $(CHECKPOINT),$(MODEL)) -o $(DEMO)
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+# mypy and import-linter do not follow setuptools' package-dir: they see the packages through links.
+lint: $(VENV)/.installed
+	rm -rf $(LINKS) && mkdir -p $(LINKS)/mobileclip
+	cd $(LINKS)/mobileclip && for f in ../../../mobileclip/*; do ln -s "$$f" .; done && ln -s ../../../export ../../../benchmark .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(LINKS) && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mobileclip
+	cd $(LINKS) && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m mobileclip.benchmark.ratios
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m build --wheel --outdir build/dist .
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,195 @@
+"""Ratios against what a user would do today, measured in one run: open_clip eager, open_clip exported plainly, and ours per target.
+
+Run `make bench`, or `python -m mobileclip.benchmark.ratios mobileclip2_s0 mobileclip2_b`. All paths of a tower are loaded in one process and
+timed in turns of random order, so that noise of the machine falls on all of them alike. Weights are random: they do not change the work.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mobileclip.cli import output
+from mobileclip.errors import InputError
+from mobileclip.specs import REGISTRY, ModelSpec, get_spec
+
+VARIANTS = ("mobileclip2_s0", "mobileclip2_s2", "mobileclip2_b")
+ROUNDS, WARMUP_RUNS = 25, 3
+OPEN_CLIP_NAMES = {
+    name: f"MobileCLIP{'2' if name.startswith('mobileclip2') else ''}-{name.split('_')[1].upper()}" for name in (*VARIANTS, "mobileclip_s1")
+}
+MATMUL = 2048
+
+
+@dataclass
+class Way:
+    """One way of running a tower."""
+
+    name: str
+    run: Callable[[], Any]
+    ours: bool
+    precision: str = "fp32"
+    latency_ms: list[float] = field(default_factory=list)
+
+    @property
+    def p50_ms(self) -> float:
+        """Median of the timed runs."""
+        return median(self.latency_ms)
+
+
+def matmul_gflops(size: int = MATMUL, runs: int = 5) -> float:
+    """This machine's fp32 matrix multiplication rate on one thread, 1e9 floating-point operations a second (best of `runs`)."""
+    import torch
+
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    best = min(_timed(lambda: a @ b) for _ in range(runs))
+    return 2 * size**3 / best / 1e6
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    start = time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def macs(net: Any, example: Any) -> float:
+    """Multiply-accumulates of one run: convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        net(example)
+    return counter.get_total_flops() / 2
+
+
+def paths_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float]:
+    """All ways to run a tower, and its multiply-accumulates in fused form."""
+    import open_clip
+    import torch
+
+    from mobileclip.export import runtimes
+    from mobileclip.export.bundle import ArtifactInfo, Options, PreprocessInfo, Target
+    from mobileclip.export.export import plan_for
+    from mobileclip.export.exporter import SUFFIX, exporter
+    from mobileclip.export.graph import fold_affine
+    from mobileclip.sources import load_model
+
+    image = tower == "image"
+    model = load_model(f"untrained:{spec.name}")
+    resolution = spec.preprocess.resolution
+    value: np.ndarray[Any, Any] = (
+        np.random.default_rng(0).random((1, 3, resolution, resolution), np.float32) if image else model.tokenizer(["a photo of a dog"])
+    )
+    example = torch.from_numpy(value)
+    net = model.image if image else model.text
+
+    def eager(module: Any, x: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode():
+                return module(x)
+
+        return run
+
+    theirs = open_clip.create_model(OPEN_CLIP_NAMES[spec.name]).eval()
+    their_net = theirs.visual if image else theirs.text
+    their_example = example if image else example.long()
+    plain = folder / f"{tower}-open_clip.onnx"
+    torch.onnx.export(their_net, (their_example,), str(plain), dynamo=True, verbose=False)
+    paths = [
+        Way("open_clip eager", eager(their_net, their_example), ours=False),
+        Way("open_clip torch.onnx.export", _ort(plain, their_example.numpy()), ours=False),
+        Way("fused eager", eager(net, example), ours=True),
+    ]
+    folded = fold_affine(net)
+    preprocess = PreprocessInfo(**spec.preprocess.__dict__, baked=False)
+    targets: tuple[Target, ...] = ("onnx", "executorch")
+    for target in targets:
+        for precision in ("fp32", "fp16"):
+            options = Options.model_validate(
+                {
+                    "targets": (target,), "towers": (tower,), "precision": precision, "batch": 1, "normalize": True,
+                    "bake_preprocessing": False, "executorch_backend": "xnnpack",
+                }
+            )  # fmt: skip
+            plan = plan_for("image" if image else "text", spec.embed_dim, options, preprocess, value)
+            path = folder / f"{tower}-{precision}{SUFFIX[target]}"
+            written = exporter(target).export(folded, plan, path)
+            artifact = ArtifactInfo(
+                target=target, tower=plan.tower, backend=written.backend, path=path.name, files=(), input=plan.input, output=plan.output,
+                fp32_operators=(), not_delegated={},
+            )  # fmt: skip
+            session = runtimes.load_artifact(folder, artifact, threads=1)
+            paths.append(Way(f"{target} {precision}", _bound(session, value), ours=True, precision=precision))
+    return paths, macs(net, example)
+
+
+def _bound(session: Any, value: Any) -> Callable[[], Any]:
+    return lambda: session.run(value)
+
+
+def _ort(path: Path, value: Any) -> Callable[[], Any]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: value}
+    return lambda: session.run(None, feed)
+
+
+def measure(paths: Sequence[Way], rounds: int = ROUNDS) -> None:
+    """Time every path in turns of random order; fills `latency_ms`."""
+    order = random.Random(0)
+    for path in paths:
+        for _ in range(WARMUP_RUNS):
+            path.run()
+    for _ in range(rounds):
+        for path in order.sample(list(paths), len(paths)):
+            path.latency_ms.append(_timed(path.run))
+
+
+def main(names: Sequence[str]) -> None:
+    """Measure and print the table of each variant and tower."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    specs = [get_spec(name) for name in names or VARIANTS]
+    for spec in specs:
+        if spec.name not in OPEN_CLIP_NAMES:
+            raise InputError(f"{spec.name} has no twin in open_clip to compare with; known: {', '.join(OPEN_CLIP_NAMES)} of {len(REGISTRY)}")
+    for spec in specs:
+        for tower in ("image", "text"):
+            with tempfile.TemporaryDirectory() as folder:
+                paths, work = paths_of(spec, tower, Path(folder))
+            rate = matmul_gflops()
+            measure(paths)
+            rate = max(rate, matmul_gflops())
+            report(spec.name, tower, paths, work, rate)
+
+
+def report(variant: str, tower: str, paths: Sequence[Way], work: float, rate_gflops: float) -> None:
+    """Print one table: latency, ratio to open_clip eager, to the best path that is not ours, and to the roofline."""
+    roofline_ms = 2 * work / rate_gflops / 1e6
+    eager = paths[0].p50_ms
+    best = min(p.p50_ms for p in paths if not p.ours)
+    rows = [
+        (p.name, f"{p.p50_ms:.1f}", f"{p.p50_ms / eager:.3f}", f"{p.p50_ms / best:.3f}", f"{p.p50_ms / roofline_ms:.2f}", len(p.latency_ms))
+        for p in paths
+    ]
+    title = f"{variant} {tower}, 1 thread; roofline {roofline_ms:.1f} ms = 2 x {work / 1e9:.3f} G MACs / {rate_gflops:.0f} GFLOP/s"
+    output.print_table(title, ("path", "p50 ms", "of open_clip eager", "of the best not ours", "of the roofline", "n"), rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

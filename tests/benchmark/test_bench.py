@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobileclip.benchmark import bench as module
+from mobileclip.benchmark.bench import bench, check_device, find_bundles, read_results, save
+from mobileclip.benchmark.compare import compare
+from mobileclip.benchmark.devices import host
+from mobileclip.benchmark.protocol import BenchRequest, BenchRun, DeviceError
+from mobileclip.errors import BundleError, InputError, MissingToolError
+from mobileclip.export.bundle import ArtifactInfo, TensorInfo
+
+QUICK = {"seconds": 0.02, "samples": 40, "warmup_runs": 10}
+CLI = [sys.executable, "-c", "from mobileclip.cli import main as m; m.COMMANDS = ('bench', 'compare', 'report'); m.main()"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bundle: Path) -> BenchRun:
+    return bench([tiny_bundle], **QUICK)
+
+
+def test_both_towers_are_measured_and_checked(run: BenchRun) -> None:
+    assert [r.label for r in run.results] == ["tiny onnx image", "tiny onnx text"]
+    assert run.failures == run.skipped == ()
+    for r in run.results:
+        assert len(r.warmup_ms) == 10
+        assert r.summary.n == len(r.latency_ms) == sum(r.block_samples) >= 40
+        assert len(r.wait_ms) == (len(r.latency_ms) if sys.platform == "linux" else 0)
+        assert r.parity is not None
+        assert r.parity.passed
+        assert 0.04 <= r.parity.n / r.summary.n <= 0.08
+        assert r.load_ms > 0
+        assert r.first_run_ms > 0
+        assert 10e6 < r.baseline_rss_bytes <= r.peak_rss_bytes < 1e9
+        assert not r.valid
+        assert re.fullmatch(r"0\.\d+ s of timed runs, 10 s are needed", r.reasons[0])
+        assert r.engine.startswith("onnxruntime ")
+        assert r.environment.cpu
+        assert r.interleaved == 2
+
+
+def test_real_samples_equal_themselves_and_not_themselves_slowed_down(run: BenchRun) -> None:
+    a = run.results[0]
+    assert compare(a, a).verdict == "no difference"
+    slow = tuple(1.2 * v for v in a.latency_ms)
+    waits = tuple(1.2 * v for v in a.wait_ms)
+    assert compare(a, a.model_copy(update={"latency_ms": slow, "wait_ms": waits})).verdict == "slower"
+
+
+def test_batches_wrap_around_and_still_match(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    found = bench([build_bundle(tmp_path / "b", batch=5)], towers=["image"], **QUICK).results[0]
+    assert found.measured.batch == 5
+    assert found.parity is not None
+    assert found.parity.passed
+    assert found.parity.n % 5 == 0
+
+
+def test_wrong_outputs_are_not_valid(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    found = bench([build_bundle(tmp_path / "b", wrong_reference=True)], towers=["text"], **QUICK).results[0]
+    assert found.parity is not None
+    assert not found.parity.passed
+    assert any(reason.startswith("wrong outputs") for reason in found.reasons)
+
+
+def test_coreml_is_never_timed_off_a_mac(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    if sys.platform == "darwin":
+        return
+    tensor = TensorInfo(name="image", dtype="float32", shape=(1, 3, 64, 64))
+    extra = ArtifactInfo(
+        target="coreml", tower="image", backend="coreml", path="", files=(), input=tensor, output=tensor, fp32_operators=(),
+        not_delegated={},
+    )  # fmt: skip
+    folder = build_bundle(tmp_path / "b", extra=(extra,))
+    found = bench([folder], towers=["image"], **QUICK)
+    assert [r.request.target for r in found.results] == ["onnx"]
+    assert found.skipped[0].startswith("b coreml image: CoreML runs on a Mac or an iPhone only")
+    with pytest.raises(MissingToolError, match="CoreML runs on a Mac"):
+        bench([folder], runtimes=["coreml"], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"runtimes": ["onx"]}, InputError, "did you mean 'onnx'"),
+        ({"runtimes": ["executorch"]}, InputError, "has no executorch artifact; it holds: onnx"),
+        ({"device": "hots"}, InputError, "did you mean 'host'"),
+        ({"device": "iphone12"}, MissingToolError, "cannot be reached by this version"),
+        ({"threads": 0}, InputError, "1 or more"),
+        ({"seconds": float("nan")}, InputError, "0 or more"),
+    ],
+)
+def test_bad_options_are_named(tiny_bundle: Path, options: dict, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        bench([tiny_bundle], **(QUICK | options))
+
+
+@pytest.mark.parametrize("name", ["iphone12promax", "pixel8", "android", "web", "iPad", "galaxy-s24"])
+def test_devices_of_later_versions_are_absent(name: str) -> None:
+    with pytest.raises(MissingToolError):
+        check_device(name)
+
+
+def test_bundles_are_found_below_the_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert find_bundles(tiny_bundle) == [tiny_bundle]
+    assert find_bundles(tiny_bundle.parent) == [tiny_bundle]
+    with pytest.raises(InputError, match="mobileclip export"):
+        find_bundles(tmp_path)
+
+
+def test_equal_folder_names_are_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+    for parent in "xy":
+        shutil.copytree(tiny_bundle, tmp_path / parent / "tiny")
+    found = bench([tmp_path / "x/tiny", tmp_path / "y/tiny"], towers=["text"], **QUICK)
+    assert [r.request.bundle for r in found.results] == ["x-tiny", "y-tiny"]
+    assert len(save(found, tmp_path / "out")) == 2
+
+
+def test_results_survive_saving(run: BenchRun, tmp_path: Path) -> None:
+    paths = save(run, tmp_path / "results")
+    assert [p.name for p in paths] == ["tiny-onnx-image-host-1t.json", "tiny-onnx-text-host-1t.json"]
+    assert read_results(tmp_path / "results") == list(run.results)
+    assert read_results(paths[0]) == [run.results[0]]
+    assert save(run, tmp_path / "all.json") == [tmp_path / "all.json"]
+    assert read_results(tmp_path / "all.json") == list(run.results)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a result"),
+        (b"[" * 100_000, "is not a result"),
+        (b"[1]", "is not a result"),
+        (b'{"latency_ms": [1], "schema_version": 2}', "schema version 2 is unknown"),
+        (b'{"latency_ms": [1], "schema_version": 1}', "field 'toolkit_version'"),
+        (b"\xff\xfe", "is not a result"),
+    ],
+)
+def test_foreign_files_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_results(file)
+
+
+def worker(bundle: Path, script: str, timeout_s: float = 20) -> host.Worker:
+    job = host.Job(BenchRequest(bundle=bundle.name, target="onnx", tower="image", threads=1), bundle, bundle / "none.npy")
+    return host.Worker(job, timeout_s, [sys.executable, "-c", script])
+
+
+@pytest.mark.parametrize(
+    ("script", "timeout_s", "message"),
+    [
+        ("import os; os._exit(7)", 20, r"ended during 'load' \(exit code 7\)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 20, "out of memory perhaps"),
+        ("raise SystemError('deep inside')", 20, "exit code 1: SystemError: deep inside"),
+        ("import time; time.sleep(60)", 0.5, "no answer within 0.5 s of 'load'"),
+        ("print('hello', flush=True); input()", 20, "not valid JSON: 'hello"),
+        ("print('[' * 100000, flush=True); input()", 20, "not valid JSON"),
+        ("print('[1]', flush=True); input()", 20, "not valid JSON"),
+        ("import json; print(json.dumps({'error': 'DeviceError', 'message': 'odd'}), flush=True); input()", 20, "odd"),
+        ("[print('{}', flush=True) for _ in range(9)]; input()", 20, "wrong form"),
+        ('[print(\'{"warmup_ms": [], "latency_ms": []}\', flush=True) for _ in range(9)]; input()', 20, "wrong form"),
+    ],
+)
+def test_a_bad_worker_is_named_and_the_others_go_on(tiny_bundle: Path, tmp_path: Path, script: str, timeout_s: float, message: str) -> None:
+    import random
+
+    inputs = tmp_path / "inputs.npy"
+    np.save(inputs, np.zeros((3, 3, 64, 64), np.float32))
+    request = BenchRequest(bundle="good", target="onnx", tower="image", threads=1, min_samples=5, min_seconds=0, warmup_runs=1)
+    workers = [worker(tiny_bundle, script, timeout_s), host.Worker(host.Job(request, tiny_bundle, inputs), 60)]
+    try:
+        bad, good = host.Rounds(workers, random.Random(0), lambda _: None).run()
+    finally:
+        for w in workers:
+            w.close()
+    assert isinstance(bad, DeviceError)
+    assert str(bad).startswith(f"{tiny_bundle}: onnx image: ")
+    assert re.search(message, str(bad))
+    assert isinstance(good, host.DeviceSamples)
+    assert len(good.latency_ms) >= 5
+
+
+def test_a_worker_killed_half_way_leaves_the_other_results(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    warm_up = host.Rounds._warm_up
+
+    def kill_image(self: host.Rounds, w: host.Worker, state: host._Progressing) -> None:
+        warm_up(self, w, state)
+        if w.job.request.tower == "image":
+            os.kill(w._process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(host.Rounds, "_warm_up", kill_image)
+    found = bench([tiny_bundle], **QUICK)
+    assert [r.request.tower for r in found.results] == ["text"]
+    (failure,) = found.failures
+    assert (failure.bundle, failure.tower, failure.error, failure.exit_code) == ("tiny", "image", "DeviceError", 4)
+    assert len(save(found, tmp_path)) == 1
+
+
+def test_what_the_worker_reports_keeps_its_class(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    folder = build_bundle(tmp_path / "b")
+    opened = module.Bundle.open(folder)
+    inputs = tmp_path / "inputs.npy"
+    np.save(inputs, module.tower_inputs(opened, "image"))
+    (folder / "image.onnx").write_bytes(b"changed")
+    request = BenchRequest(bundle="b", target="onnx", tower="image", threads=1)
+    (error,) = host.measure([host.Job(request, folder, inputs)])
+    assert isinstance(error, BundleError)
+    assert "was changed after the export" in str(error)
+
+
+def test_library_output_on_stdout_does_not_reach_the_protocol(tiny_bundle: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, sys, mobileclip.export.runtimes.onnx as o; old = o.OnnxSession.run\n"
+        "def run(self, v): print('noise'); sys.stdout.flush(); os.write(1, b'raw noise\\n'); return old(self, v)\n"
+        "o.OnnxSession.run = run\n"
+        "from mobileclip.benchmark.devices import host_worker as w; w.main()"
+    )
+    inputs = tmp_path / "inputs.npy"
+    np.save(inputs, np.zeros((3, 3, 64, 64), np.float32))
+    job = host.Job(BenchRequest(bundle="b", target="onnx", tower="image", threads=1), tiny_bundle, inputs)
+    w = host.Worker(job, 60, [sys.executable, "-c", script])
+    try:
+        loaded = w.ask("load", request=job.request.model_dump(mode="json"), bundle=str(tiny_bundle), inputs=str(inputs))
+        assert loaded["engine"].startswith("onnxruntime")
+        assert len(w.ask("warm_up")["warmup_ms"]) == 10
+    finally:
+        w.close()
+
+
+def cli(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CLI, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_commands_work_together(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = cli("bench", tiny_bundle, "--seconds", 0.02, "--samples", 20, "--json", "-o", "all.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["results"]) == 2
+    compared = cli("compare", "all.json", "all.json", "--json", cwd=tmp_path)
+    assert [c["verdict"] for c in json.loads(compared.stdout)["comparisons"]] == ["no difference"] * 2
+    assert "no difference" in cli("compare", "all.json", "all.json", cwd=tmp_path).stdout
+    assert cli("report", tiny_bundle, "all.json", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["bench"], 2, "mobileclip export"),
+        (["bench", "--device", "iphone12"], 4, "cannot be reached"),
+        (["bench", "--device", "hozt"], 2, "did you mean 'host'"),
+        (["bench", "nowhere"], 2, "is not a bundle"),
+        (["bench", "--tower", "imag"], 2, "did you mean 'image'"),
+        (["compare", "a.json", "b.json"], 2, "no such file"),
+        (["report", "nowhere"], 2, "no such file"),
+    ],
+)
+def test_errors_are_one_line_with_the_right_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    done = cli(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr

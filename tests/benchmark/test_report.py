@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mobileclip.benchmark import report
+from mobileclip.benchmark.bench import bench, save
+from mobileclip.benchmark.plots import Point, scatter
+from mobileclip.benchmark.protocol import BenchRun
+from mobileclip.errors import InputError
+from mobileclip.export.bundle import Bundle
+from mobileclip.specs import REGISTRY
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Tags must close in order; collects the text and every attribute that could load something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bundle: Path) -> BenchRun:
+    return bench([tiny_bundle], seconds=0.01, samples=40, warmup_runs=10)
+
+
+def picture() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(data, "PNG")
+    return data.getvalue()
+
+
+def test_page_holds_everything_and_loads_nothing(tiny_bundle: Path, run: BenchRun) -> None:
+    prediction = report.Prediction(picture(), "cat.webp", [("a cat", 0.75), ("a dog", 0.25)], False, "onnxruntime 1")
+    html = report.render([Bundle.open(tiny_bundle)], run.results, prediction)
+    page = Page(html)
+    assert [link[:22] for link in page.links] == ["data:image/png;base64,"]
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert not re.search(r"@import|url\(", html)
+    for r in run.results:
+        assert f"{r.summary.p99_ms:.3f}" in page.text
+        assert f"n {r.summary.n}" in page.text
+    for wanted in ("2 of 2", "0.9999991", "not valid", "75.0 %", "Published by Apple, iPhone 12 Pro Max; not measured by this toolkit"):
+        assert wanted in page.text
+    published = [name for name, spec in REGISTRY.items() if spec.published]
+    assert all(name in page.text for name in published)
+    assert page.text.count("Untrained weights") == 2
+
+
+def test_trained_models_have_no_banner(tiny_bundle: Path, run: BenchRun) -> None:
+    trained = [r.model_copy(update={"measured": r.measured.model_copy(update={"trained": True})}) for r in run.results]
+    assert "Untrained" not in report.render([], trained)
+
+
+def test_all_text_is_escaped(run: BenchRun) -> None:
+    evil = "<script>alert(1)</script>\"'&"
+    first = run.results[0]
+    result = first.model_copy(
+        update={
+            "engine": evil,
+            "reasons": (evil,),
+            "request": first.request.model_copy(update={"bundle": evil}),
+            "measured": first.measured.model_copy(update={"model": evil}),
+        }
+    )
+    html = report.render([], [result, result], report.Prediction(picture(), evil, [(evil, 1.0)], True, evil))
+    assert "<script" not in html
+    Page(html)
+
+
+def test_bundles_alone_and_results_alone(tiny_bundle: Path, run: BenchRun, tmp_path: Path) -> None:
+    save(run, tmp_path / "results")
+    report.write([tiny_bundle], tmp_path / "a.html")
+    report.write([tmp_path / "results"], tmp_path / "b.html")
+    assert "Latency</h2>" not in (tmp_path / "a.html").read_text()
+    assert "Verification</h2>" not in (tmp_path / "b.html").read_text()
+    with pytest.raises(InputError, match="nothing to report"):
+        report.write([], tmp_path / "c.html")
+
+
+def test_markers_are_moved_apart_only_when_they_collide() -> None:
+    same = [Point(1, 1, str(i), "s-onnx", "t") for i in range(1, 6)]
+    centres = re.findall(r'circle cx="([\d.]+)" cy="([\d.]+)"', scatter([*same, Point(9, 9, "6", "s-onnx", "t")], "x", "y"))
+    assert len(set(centres)) == 6
+    exact = re.findall(r'circle cx="([\d.]+)" cy="([\d.]+)"', scatter(same, "x", "y", beside=True))
+    assert len(set(exact)) == 1
+
+
+@pytest.mark.parametrize("values", [(0.001, 0.002), (1e-9, 1.0), (5.0, 5.0), (0.3, 40_000.0)])
+def test_axes_cope_with_any_range(values: tuple[float, float]) -> None:
+    points = [Point(v, v, "1", "s-onnx", "t") for v in values]
+    for log in (False, True):
+        svg = scatter(points, "x", "y", log_x=log, log_y=log)
+        assert svg.count('class="tick"') >= 4
+        assert "nan" not in svg

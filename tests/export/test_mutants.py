@@ -1,0 +1,34 @@
+"""The mutation suite: broken exports, and the gate that must refuse every one."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobileclip.export.verify.gate import MIN_COSINE
+from mobileclip.export.verify.mutants import MUTANTS, Mutant, judge
+
+
+def test_there_are_enough_mutants():
+    assert len(MUTANTS) >= 14
+    assert {m.tower for m in MUTANTS.values()} == {"image", "text"}
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_healthy_export_passes(tower, precision, tmp_path):
+    assert judge(Mutant(tower), tmp_path, precision=precision).passed
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_export_is_refused(name, tmp_path):
+    parity = judge(MUTANTS[name], tmp_path)
+    assert not parity.passed
+    if name != "no normalisation":  # caught by its length, not by its direction
+        assert parity.cosine_min < MIN_COSINE["fp16"]  # so the looser bar refuses it as well
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["coreml", "executorch"])
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_export_is_refused_by_every_target(name, target, tmp_path):
+    assert not judge(MUTANTS[name], tmp_path, target).passed
