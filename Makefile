@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m mobileclip.benchmark.demo $(or $(CHECKPOINT),$(MODEL)) -o $(DEMO)
+	$(BIN)/mobileclip demo $(or $(CHECKPOINT),$(MODEL)) -o $(DEMO)
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -36,7 +36,7 @@ lint: $(VENV)/.installed
 	cd $(LINKS) && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m mobileclip.benchmark.ratios
+	$(BIN)/mobileclip ratios
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m build --wheel --outdir build/dist .

@@ -154,7 +154,7 @@ def _bootstrap(samples: Samples, rng: np.random.Generator) -> Samples:
     picks = np.linspace(0, 1, min(size, MAX_STRETCH_SAMPLES))
     even = np.stack([s[np.round(picks * (len(s) - 1)).astype(int)] for s in stretches])
     drawn = rng.integers(len(even), size=(RESAMPLES, len(even)))
-    return np.array([np.percentile(even[rows], COST_PERCENTILE) for rows in drawn])
+    return np.asarray(np.percentile(even[drawn].reshape(RESAMPLES, -1), COST_PERCENTILE, axis=1))
 
 
 def _waiting(r: BenchResult) -> float:

@@ -1,6 +1,6 @@
 """Ratios against what a user would do today, measured in one run: open_clip eager, open_clip exported plainly, and ours per target.
 
-Run `make bench`, or `python -m mobileclip.benchmark.ratios mobileclip2_s0 mobileclip2_b`. All paths of a tower are loaded in one process and
+Run `make bench`, or `mobileclip ratios mobileclip2_s0 mobileclip2_b`. All paths of a tower are loaded in one process and
 timed in turns of random order, so that noise of the machine falls on all of them alike. Weights are random: they do not change the work.
 """
 
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mobileclip.cli import output
 from mobileclip.errors import InputError
-from mobileclip.specs import REGISTRY, ModelSpec, get_spec
+from mobileclip.specs import ModelSpec, get_spec
 
 VARIANTS = ("mobileclip2_s0", "mobileclip2_s2", "mobileclip2_b")
 ROUNDS, WARMUP_RUNS = 25, 3
@@ -72,7 +70,7 @@ def macs(net: Any, example: Any) -> float:
     return counter.get_total_flops() / 2
 
 
-def paths_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float]:
+def ways_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float]:
     """All ways to run a tower, and its multiply-accumulates in fused form."""
     import open_clip
     import torch
@@ -158,8 +156,43 @@ def measure(paths: Sequence[Way], rounds: int = ROUNDS) -> None:
             path.latency_ms.append(_timed(path.run))
 
 
-def main(names: Sequence[str]) -> None:
-    """Measure and print the table of each variant and tower."""
+@dataclass(frozen=True)
+class Table:
+    """The ways to run one tower, measured in one run."""
+
+    variant: str
+    tower: str
+    ways: list[Way]
+    macs: float
+    gflops: float
+
+    @property
+    def roofline_ms(self) -> float:
+        """2 x MACs over the machine's measured matrix multiplication rate."""
+        return 2 * self.macs / self.gflops / 1e6
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """Path, p50 ms, ratio to open_clip eager, to the best fp32 path that is not ours, to the roofline, n."""
+        eager = self.ways[0].p50_ms
+        best = min(w.p50_ms for w in self.ways if not w.ours)
+        return [
+            (
+                w.name, f"{w.p50_ms:.1f}", f"{w.p50_ms / eager:.3f}", f"{w.p50_ms / best:.3f}", f"{w.p50_ms / self.roofline_ms:.2f}",
+                len(w.latency_ms),
+            )
+            for w in self.ways
+        ]  # fmt: skip
+
+
+COLUMNS = ("path", "p50 ms", "of open_clip eager", "of the best not ours", "of the roofline", "n")
+
+
+def tables(names: Sequence[str], progress: Callable[[str], None], rounds: int = ROUNDS) -> Iterator[Table]:
+    """Measure each tower of each variant.
+
+    Raises:
+        InputError: A variant that open_clip does not have.
+    """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import torch
 
@@ -167,29 +200,13 @@ def main(names: Sequence[str]) -> None:
     specs = [get_spec(name) for name in names or VARIANTS]
     for spec in specs:
         if spec.name not in OPEN_CLIP_NAMES:
-            raise InputError(f"{spec.name} has no twin in open_clip to compare with; known: {', '.join(OPEN_CLIP_NAMES)} of {len(REGISTRY)}")
+            raise InputError(f"{spec.name} has no twin in open_clip to compare with; known: {', '.join(OPEN_CLIP_NAMES)}")
     for spec in specs:
         for tower in ("image", "text"):
+            progress(f"{spec.name} {tower}: exporting")
             with tempfile.TemporaryDirectory() as folder:
-                paths, work = paths_of(spec, tower, Path(folder))
-            rate = matmul_gflops()
-            measure(paths)
-            rate = max(rate, matmul_gflops())
-            report(spec.name, tower, paths, work, rate)
-
-
-def report(variant: str, tower: str, paths: Sequence[Way], work: float, rate_gflops: float) -> None:
-    """Print one table: latency, ratio to open_clip eager, to the best path that is not ours, and to the roofline."""
-    roofline_ms = 2 * work / rate_gflops / 1e6
-    eager = paths[0].p50_ms
-    best = min(p.p50_ms for p in paths if not p.ours)
-    rows = [
-        (p.name, f"{p.p50_ms:.1f}", f"{p.p50_ms / eager:.3f}", f"{p.p50_ms / best:.3f}", f"{p.p50_ms / roofline_ms:.2f}", len(p.latency_ms))
-        for p in paths
-    ]
-    title = f"{variant} {tower}, 1 thread; roofline {roofline_ms:.1f} ms = 2 x {work / 1e9:.3f} G MACs / {rate_gflops:.0f} GFLOP/s"
-    output.print_table(title, ("path", "p50 ms", "of open_clip eager", "of the best not ours", "of the roofline", "n"), rows)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+                ways, work = ways_of(spec, tower, Path(folder))
+                progress(f"{spec.name} {tower}: measuring {len(ways)} paths")
+                before = matmul_gflops()
+                measure(ways, rounds)
+                yield Table(spec.name, tower, ways, work, max(before, matmul_gflops()))

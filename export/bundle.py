@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -25,7 +26,7 @@ from mobileclip.specs import PreprocessSpec
 if TYPE_CHECKING:
     from mobileclip.tokenizer import Tokenizer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MANIFEST, TOKENIZER, REFERENCE, GOLDEN = "manifest.json", "tokenizer.json", "reference.safetensors", "golden.safetensors"
 
 Target = Literal["onnx", "coreml", "executorch"]
@@ -308,9 +309,11 @@ def publishing(final: Path) -> Iterator[Path]:
         previous = final.with_name(f"{prefix}previous")
         if previous.exists() and not final.exists():
             previous.rename(final)  # killed between the two renames below
-        for leftover in final.parent.glob(f"{prefix}*"):
+        # exactly what `mkdtemp` makes: the prefix of bundle "a" also begins the staging folders of a bundle "a-b"
+        ours = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")
+        for leftover in [p for p in final.parent.iterdir() if ours.fullmatch(p.name)]:
             remove_tree(leftover)
-        if final.exists() and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
+        if os.path.lexists(final) and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
             raise InputError(f"{final}: exists and is not a bundle; choose another folder with -o")
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
         try:

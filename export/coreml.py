@@ -56,19 +56,28 @@ def export(tower: nn.Module, plan: Plan, path: Path) -> Written:
 
 
 def _precision(program: Any, plan: Plan) -> Any:
-    """fp16 for the operators of the tower; fp32 for its pinned layers and for what stands around it (scaling in, normalisation)."""
+    """fp16 for the operators of the tower; fp32 for its pinned layers and for what stands around it (scaling in, normalisation).
+
+    Operators are told by the number of the graph's node that they come from: the converter carries it along, while names change.
+    """
     import coremltools as ct
+    from coremltools.converters.mil.mil.scope import ScopeSource
 
     if not plan.half:
         return ct.precision.FLOAT32
     keep = set()
-    for node in program.graph.nodes:
+    for number, node in enumerate(program.graph.nodes, 1):
+        node.meta["debug_handle"] = number
         paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
         inside = [p.removeprefix("tower.") for p in paths if p.startswith("tower.")]
         outside_tower = not any(p == "tower" or p.startswith("tower.") for p in paths)
         if outside_tower or any(p == layer or p.startswith(f"{layer}.") for p in inside for layer in plan.fp32_layers):
-            keep.add(node.name)
-    return ct.transform.FP16ComputePrecision(op_selector=lambda op: op.name not in keep)
+            keep.add(number)
+
+    def half(operation: Any) -> bool:
+        return keep.isdisjoint(operation.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE, ()))
+
+    return ct.transform.FP16ComputePrecision(op_selector=half)
 
 
 def _make_reproducible(path: Path) -> None:

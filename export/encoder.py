@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -279,10 +280,13 @@ def save_embeddings(path: Path, encoder: Encoder, names: Sequence[str], embeddin
     """
     check_format(path)
     with staged_file(path) as tmp:
-        if path.suffix == ".npy":
-            np.save(tmp, embeddings)
-        elif path.suffix == ".npz":
-            np.savez(tmp, embeddings=embeddings, names=np.array(names, np.str_), embedding_space=np.array(encoder.embedding_space))
+        if path.suffix in (".npy", ".npz"):
+            data = io.BytesIO()  # numpy's own writing loses the reason when the disk is full
+            if path.suffix == ".npy":
+                np.save(data, embeddings)
+            else:
+                np.savez(data, embeddings=embeddings, names=np.array(names, np.str_), embedding_space=np.array(encoder.embedding_space))
+            tmp.write_bytes(data.getbuffer())
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save
 

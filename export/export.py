@@ -114,7 +114,9 @@ def _write(model: Model, options: Options, folder: Path, progress: Progress) -> 
     save_file(reference, folder / REFERENCE)
     save_file(_golden(inputs, reference), folder / GOLDEN)
     model.tokenizer.save(folder / TOKENIZER)
-    artifacts = [a for tower in options.towers for a in _export_tower(model, tower, options, preprocess, inputs, reference, folder, progress)]
+    artifacts = [
+        a for tower in options.towers for a in _export_tower(model, tower, options, preprocess, inputs, reference, folder, progress)
+    ]
     manifest = Manifest(
         toolkit_version=__version__,
         model=ModelInfo(
@@ -181,7 +183,8 @@ def _export_tower(
     plan = plan_for(tower, model.embed_dim, options, preprocess, value)
     if plan.half:
         progress(f"{tower} tower: finding the layers that need fp32")
-        plan = replace(plan, fp32_layers=fp32_layers(net, plan, value, reference[tower]))
+        others = reference["text" if tower == "image" else "image"]
+        plan = replace(plan, fp32_layers=fp32_layers(net, plan, value, reference[tower], others))
     artifacts = []
     for target in options.targets:
         progress(f"{tower} tower: exporting {target} {options.precision}")
@@ -215,7 +218,9 @@ def embed(tower: object, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.floa
         return nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
 
 
-def _golden(inputs: dict[Tower, npt.NDArray[np.generic]], reference: dict[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.generic]]:
+def _golden(
+    inputs: dict[Tower, npt.NDArray[np.generic]], reference: dict[str, npt.NDArray[np.float32]]
+) -> dict[str, npt.NDArray[np.generic]]:
     """The first few inputs, as the artifacts take them, with the model's outputs."""
     n = GOLDEN_INPUTS
     return {

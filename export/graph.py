@@ -23,6 +23,7 @@ from mobileclip.specs import PreprocessSpec
 
 M = TypeVar("M", bound=nn.Module)
 
+
 def fold_affine(tower: M) -> M:
     """A copy of a fused tower with every remaining affine step folded into its neighbour, exact up to rounding.
 

@@ -14,13 +14,13 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mobileclip.errors import InputError, MobileClipError
 from mobileclip.export.encoder import Encoder, printable
@@ -73,23 +73,25 @@ class Sidecar(BaseModel):
     embedding_space: str = Field(pattern=r"^[0-9a-f]{64}$")
     embed_dim: int = Field(ge=1)
     matrix: str = Field(pattern=r"^embeddings-[0-9a-f]{16}\.npy$")
-    """Name of the matrix's file: (entries, embed_dim) float16."""
+    """Name of the matrix's file: (pictures, embed_dim) float16."""
     matrix_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    entries: tuple[Entry, ...]
-    """Sorted by path."""
+    paths: tuple[str, ...]
+    """Of the rows, sorted; below the folder, with forward slashes."""
+    sizes_bytes: tuple[int, ...]
+    mtimes_ns: tuple[int, ...]
     sha256: str = ""
     """Over this document's canonical JSON without this field."""
 
-    @field_validator("entries")
-    @classmethod
-    def _inside_and_sorted(cls, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-        for entry in entries:
-            path = PurePosixPath(entry.path)
-            if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in entry.path:
-                raise ValueError(f"{entry.path!r} leaves the folder")
-        if any(a.path >= b.path for a, b in itertools.pairwise(entries)):
+    @model_validator(mode="after")
+    def _consistent(self) -> Sidecar:
+        if not len(self.paths) == len(self.sizes_bytes) == len(self.mtimes_ns):
+            raise ValueError("the columns differ in length")
+        for path in self.paths:
+            if not path or path[0] == "/" or "\0" in path or ".." in path.split("/"):
+                raise ValueError(f"the path {path!r} leaves the folder")
+        if any(a >= b for a, b in itertools.pairwise(self.paths)):
             raise ValueError("the paths are not sorted")
-        return entries
+        return self
 
     def digest(self) -> str:
         """The value that `sha256` must have."""
@@ -102,12 +104,17 @@ class Index:
 
     Attributes:
         path: The index's folder.
-        matrix: (entries, embed_dim), memory-mapped.
+        matrix: (pictures, embed_dim), memory-mapped.
     """
 
     path: Path
     sidecar: Sidecar
     matrix: Matrix
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The rows, in order."""
+        return list(map(Entry, self.sidecar.paths, self.sidecar.sizes_bytes, self.sidecar.mtimes_ns))
 
     def search(self, query: Embeddings, top: int) -> list[Hit]:
         """The nearest pictures, best first; equal ones by path. Memory does not grow with the matrix.
@@ -124,7 +131,7 @@ class Index:
         found = top_rows(self.matrix, query, top)
         if not np.isfinite([score for _, score in found]).all():
             raise _damaged(self.path, "numbers that are not finite")
-        return [Hit(self.sidecar.entries[row].path, max(-1.0, min(1.0, score))) for row, score in found]
+        return [Hit(self.sidecar.paths[row], max(-1.0, min(1.0, score))) for row, score in found]
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ def update(folder: Path, encoder: Encoder, progress: Progress, *, index: Path | 
         state = None if rebuild or not (path / SIDECAR).exists() else open_index(path)
         if state is not None and state.sidecar.embedding_space != encoder.embedding_space:
             raise _mixed(state, encoder)
-        known = set(state.sidecar.entries) if state else set()
+        known = set(state.entries) if state else set()
         current = set(found)
         todo, gone, embedded = [e for e in found if e not in known], known - current, 0
         for start in range(0, len(todo), SAVE_EVERY):
@@ -177,9 +184,9 @@ def update(folder: Path, encoder: Encoder, progress: Progress, *, index: Path | 
             if fresh:
                 state = _write(path, encoder, state, current, fresh)
                 embedded += len(fresh)
-        if state is not None and not current.issuperset(state.sidecar.entries):
+        if state is not None and not current.issuperset(state.entries):
             state = _write(path, encoder, state, current, {})
-        if state is None or not state.sidecar.entries:
+        if state is None or not state.sidecar.paths:
             raise InputError(_nothing(folder, skipped))
         _clean(path, state.sidecar.matrix)
     replaced = {e.path for e in todo}
@@ -301,7 +308,7 @@ def _map(file: Path, sidecar: Sidecar) -> Matrix:
         matrix = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError):
         raise _damaged(file.parent, f"{file.name} is no matrix") from None
-    if matrix.dtype != np.float16 or matrix.shape != (len(sidecar.entries), sidecar.embed_dim):
+    if matrix.dtype != np.float16 or matrix.shape != (len(sidecar.paths), sidecar.embed_dim):
         raise _damaged(file.parent, f"{file.name} does not fit to {SIDECAR}")
     return np.asarray(matrix)
 
@@ -322,7 +329,7 @@ def _mixed(index: Index, encoder: Encoder) -> InputError:
 
 def _write(path: Path, encoder: Encoder, old: Index | None, current: set[Entry], fresh: Mapping[Entry, Embeddings]) -> Index:
     """Publish the rows of `old` that are in `current`, together with `fresh` ones."""
-    rows = {e: i for i, e in enumerate(old.sidecar.entries) if e in current} if old else {}
+    rows = {e: i for i, e in enumerate(old.entries) if e in current} if old else {}
     entries = sorted([*rows, *fresh])
     tmp = path / f"{STAGING_PREFIX}matrix.npy"
     with writing(tmp):
@@ -339,7 +346,9 @@ def _write(path: Path, encoder: Encoder, old: Index | None, current: set[Entry],
         embed_dim=encoder.embed_dim,
         matrix=matrix.name,
         matrix_sha256=digest,
-        entries=tuple(entries),
+        paths=tuple(e.path for e in entries),
+        sizes_bytes=tuple(e.size_bytes for e in entries),
+        mtimes_ns=tuple(e.mtime_ns for e in entries),
     )
     sidecar = sidecar.model_copy(update={"sha256": sidecar.digest()})
     write_bytes(path / SIDECAR, canonical_json(sidecar.model_dump(mode="json")) + b"\n")

@@ -16,6 +16,7 @@ from mobileclip.archives import check_torch_archive
 from mobileclip.errors import CheckpointError, StorageError
 from mobileclip.files import reading, staged_file
 from mobileclip.models.clip import CLIP
+from mobileclip.models.fuse import fuse
 from mobileclip.recipe import recipe_tensor
 from mobileclip.specs import REGISTRY, Form, MCiTower, ModelSpec, ViTTower
 
@@ -97,6 +98,8 @@ def load(path: Path, spec: ModelSpec | None = None) -> Checkpoint:
     raw = _unwrapped(path, raw)
     form_names = "native" if any(map(names.is_native, raw)) else "open_clip"
     state = _from_native(raw) if form_names == "native" else raw
+    if len(state) < len(raw):
+        raise CheckpointError(f"{path}: names the same tensor twice, once as Apple and once as open_clip does")
     got = {name: tuple(t.shape) for name, t in state.items()}
     fits = fitting(got, spec)
     if not fits:
@@ -148,8 +151,8 @@ def _read_safetensors(path: Path) -> tuple[State, Mapping[str, str]]:
 
 
 def _short(value: object) -> str:
-    """For a message: the first line of text that a file may have chosen, cut."""
-    return (str(value).splitlines() or [""])[0][:80]
+    """For a message: text that a file may have chosen, cut and without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)[:80])
 
 
 def _unwrapped(path: Path, value: Mapping[str, object]) -> State:
@@ -199,7 +202,7 @@ def _separate(state: State) -> State:
 
 def expected_shapes(spec: ModelSpec, form: Form, *, fused: bool) -> Shapes:
     """Name (open_clip's) to shape of every tensor of a variant, in the model's order."""
-    return _shapes(spec.image(form), replace(spec, name="", weights=None, published=None), fused)
+    return _shapes(spec.image(form), replace(spec, name="", weights=None, published=None, parameters=None), fused)
 
 
 @functools.cache
@@ -235,6 +238,8 @@ def _shape_report(path: Path, got: Shapes, wanted: ModelSpec | None) -> str:
     """What differs from the variant asked for, or from the nearest: the first five tensors, expected and got."""
     if not got:
         return f"{path}: holds no tensors"
+    if wanted and (held := fitting(got)):
+        return f"{path}: holds {held[0][0].name}, not {wanted.name}"
 
     def differences(expected: Shapes) -> list[str]:
         return [n for n in [*expected, *(n for n in got if n not in expected)] if expected.get(n) != got.get(n)]
@@ -255,13 +260,11 @@ def _shape_report(path: Path, got: Shapes, wanted: ModelSpec | None) -> str:
         )
 
     def shape(of: tuple[int, ...] | None) -> str:
-        return "absent" if of is None else str(list(of))
+        return "absent" if of is None else _short(list(of))
 
     shown = "; ".join(f"{_short(n)}: expected {shape(expected.get(n))}, got {shape(got.get(n))}" for n in differ[:5])
     more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
-    held = [s.name for s, _, _ in fitting(got)]
-    kind = f"does not fit {wanted.name}, it holds {held[0]};" if wanted and held else "fits no variant; the nearest is"
-    kind = "does not fit" if wanted and not held else kind
+    kind = "does not fit" if wanted else "fits no variant; the nearest is"
     return f"{path}: {kind} {spec.name} ({len(differ)} of {len(expected)} tensors differ): {shown}{more}"
 
 
@@ -328,6 +331,20 @@ def convert(checkpoint: Checkpoint, form: Form) -> Checkpoint:
     return replace(checkpoint, form=form, state={n: state[n] for n in expected})
 
 
+def fused(checkpoint: Checkpoint) -> Checkpoint:
+    """The same net in inference form, see `mobileclip.models.fuse`; there is no way back."""
+    if checkpoint.fused:
+        return checkpoint
+    state = fuse(checkpoint.model()).model.state_dict()
+    return replace(checkpoint, fused=True, state={n: state[n] for n in expected_shapes(checkpoint.spec, checkpoint.form, fused=True)})
+
+
+def check_suffix(path: Path) -> None:
+    """Raise a CheckpointError unless `save` can write a file of this name."""
+    if path.suffix not in {".safetensors", ".pt", ".pth"}:
+        raise CheckpointError(f"{path}: unknown kind of checkpoint {path.suffix!r}; use .safetensors, .pt or .pth")
+
+
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically: `.safetensors` under open_clip's names, or `.pt` in the published layout of the checkpoint's form.
 
@@ -335,8 +352,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         CheckpointError: Another suffix.
         StorageError: The file cannot be written.
     """
-    if path.suffix not in {".safetensors", ".pt", ".pth"}:
-        raise CheckpointError(f"{path}: unknown kind of checkpoint {path.suffix!r}; use .safetensors, .pt or .pth")
+    check_suffix(path)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -140,9 +140,7 @@ def require(package: str, extra: str, needed_for: str) -> None:
         MissingToolError: Names the package and the extra to install.
     """
     if importlib.util.find_spec(package) is None:
-        raise MissingToolError(
-            f"{needed_for} needs the package {package}; install it with: pip install 'mobileclip-toolkit[{extra}]'"
-        )
+        raise MissingToolError(f"{needed_for} needs the package {package}; install it with: pip install 'mobileclip-toolkit[{extra}]'")
 
 
 def did_you_mean(kind: str, got: str, known: Iterable[str]) -> InputError:

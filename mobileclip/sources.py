@@ -131,7 +131,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(canonical_json([name, list(tensor.shape), str(tensor.dtype)]))
-        digest.update(memoryview(tensor.numpy().reshape(-1)).cast("B") if tensor.numel() else b"")
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -192,5 +192,3 @@ def _load_open_clip(identifier: str) -> Model:
         trained=bool(pretrained),
         branches_folded=0,
     )
-
-

@@ -38,7 +38,7 @@ class MCiTower:
     @property
     def stride(self) -> int:
         """Pixels a side for one cell of the last feature map; input sides must be multiples of it."""
-        return 2 ** (len(self.dims) + 1)
+        return 2 << len(self.dims)
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ class ModelSpec:
     open_clip: MCiTower | ViTTower | None = None
     weights: WeightsRef | None = None
     published: Published | None = None
+    parameters: tuple[int, int] | None = None
+    """Counted (image, text) parameters of the published form after fusing."""
 
     def image(self, form: Form) -> MCiTower | ViTTower:
         """The image tower behind checkpoints of `form`.
@@ -178,34 +180,49 @@ def _hub(repo: str, filename: str) -> WeightsRef:
 # Published(image M, text M, image ms, text ms, ImageNet %, 38-set %, billion samples seen)
 _SPECS = (
     ModelSpec("mobileclip_s0", 512, _TEXT_MCT, _UNIT, "native", native=_MCI0,
-              weights=_hub("MobileCLIP-S0", "mobileclip_s0.pt"), published=Published(11.4, 42.4, 1.5, 1.6, 67.8, 58.1, 13)),
+              weights=_hub("MobileCLIP-S0", "mobileclip_s0.pt"), published=Published(11.4, 42.4, 1.5, 1.6, 67.8, 58.1, 13),
+              parameters=(11_356_992, 42_435_072)),
     ModelSpec("mobileclip_s1", 512, _TEXT, _UNIT, "native", native=_MCI1, open_clip=_biased(_MCI1),
-              weights=_hub("MobileCLIP-S1", "mobileclip_s1.pt"), published=Published(21.5, 63.4, 2.5, 3.3, 72.6, 61.3, 13)),
+              weights=_hub("MobileCLIP-S1", "mobileclip_s1.pt"), published=Published(21.5, 63.4, 2.5, 3.3, 72.6, 61.3, 13),
+              parameters=(21_460_544, 63_428_096)),
     ModelSpec("mobileclip_s2", 512, _TEXT, _UNIT, "native", native=_MCI2, open_clip=_biased(_MCI2),
-              weights=_hub("MobileCLIP-S2", "mobileclip_s2.pt"), published=Published(35.7, 63.4, 3.6, 3.3, 74.4, 63.7, 13)),
+              weights=_hub("MobileCLIP-S2", "mobileclip_s2.pt"), published=Published(35.7, 63.4, 3.6, 3.3, 74.4, 63.7, 13),
+              parameters=(35_702_480, 63_428_096)),
     ModelSpec("mobileclip_b", 512, _TEXT_CAUSAL, _UNIT_224, "native", native=_VIT_B_NATIVE, open_clip=_VIT_B,
-              weights=_hub("MobileCLIP-B", "mobileclip_b.pt"), published=Published(86.3, 63.4, 10.4, 3.3, 76.8, 65.2, 13)),
+              weights=_hub("MobileCLIP-B", "mobileclip_b.pt"), published=Published(86.3, 63.4, 10.4, 3.3, 76.8, 65.2, 13),
+              parameters=(86_348_544, 63_428_096)),
     ModelSpec("mobileclip_blt", 512, _TEXT_CAUSAL, _UNIT_224, "native", native=_VIT_B_NATIVE, open_clip=_VIT_B,
-              weights=_hub("MobileCLIP-B-LT", "mobileclip_blt.pt"), published=Published(86.3, 63.4, 10.4, 3.3, 77.2, 65.8, 36)),
+              weights=_hub("MobileCLIP-B-LT", "mobileclip_blt.pt"), published=Published(86.3, 63.4, 10.4, 3.3, 77.2, 65.8, 36),
+              parameters=(86_348_544, 63_428_096)),
     ModelSpec("mobileclip_s3", 768, _TEXT_WIDE, _CLIP, "open_clip", open_clip=_MCI3,
-              weights=_hub("MobileCLIP-S3", "mobileclip_s3.pt"), published=Published(125.1, 123.6, 8.0, 6.6, 78.3, 66.3, 13)),
+              weights=_hub("MobileCLIP-S3", "mobileclip_s3.pt"), published=Published(125.1, 123.6, 8.0, 6.6, 78.3, 66.3, 13),
+              parameters=(125_074_272, 123_650_304)),
     ModelSpec("mobileclip_s4", 768, _TEXT_WIDE, _CLIP, "open_clip", open_clip=_MCI4,
-              weights=_hub("MobileCLIP-S4", "mobileclip_s4.pt"), published=Published(321.6, 123.6, 19.6, 6.6, 79.4, 68.1, 13)),
+              weights=_hub("MobileCLIP-S4", "mobileclip_s4.pt"), published=Published(321.6, 123.6, 19.6, 6.6, 79.4, 68.1, 13),
+              parameters=(321_569_664, 123_650_304)),
     ModelSpec("mobileclip_l14", 768, _TEXT_WIDE, _CLIP_224, "open_clip", open_clip=_VIT_L,
-              weights=_hub("MobileCLIP-L-14", "mobileclip_l14.pt"), published=Published(304.3, 123.6, 57.9, 6.6, 79.5, 66.9, 13)),
+              weights=_hub("MobileCLIP-L-14", "mobileclip_l14.pt"), published=Published(304.3, 123.6, 57.9, 6.6, 79.5, 66.9, 13),
+              parameters=(303_966_976, 123_650_304)),
     ModelSpec("mobileclip2_s0", 512, _TEXT, _UNIT, "open_clip", open_clip=_biased(_MCI0),
-              weights=_hub("MobileCLIP2-S0", "mobileclip2_s0.pt"), published=Published(11.4, 42.4, 1.5, 1.6, 71.5, 59.7, 13)),
+              weights=_hub("MobileCLIP2-S0", "mobileclip2_s0.pt"), published=Published(11.4, 42.4, 1.5, 1.6, 71.5, 59.7, 13),
+              parameters=(11_357_504, 63_428_096)),
     ModelSpec("mobileclip2_s2", 512, _TEXT, _UNIT, "open_clip", open_clip=_biased(_MCI2),
-              weights=_hub("MobileCLIP2-S2", "mobileclip2_s2.pt"), published=Published(35.7, 63.4, 3.6, 3.3, 77.2, 64.1, 13)),
+              weights=_hub("MobileCLIP2-S2", "mobileclip2_s2.pt"), published=Published(35.7, 63.4, 3.6, 3.3, 77.2, 64.1, 13),
+              parameters=(35_702_992, 63_428_096)),
     ModelSpec("mobileclip2_b", 512, _TEXT_CAUSAL, _UNIT_224, "open_clip", open_clip=_VIT_B,
-              weights=_hub("MobileCLIP2-B", "mobileclip2_b.pt"), published=Published(86.3, 63.4, 10.4, 3.3, 79.4, 65.8, 13)),
+              weights=_hub("MobileCLIP2-B", "mobileclip2_b.pt"), published=Published(86.3, 63.4, 10.4, 3.3, 79.4, 65.8, 13),
+              parameters=(86_349_056, 63_428_096)),
     ModelSpec("mobileclip2_s3", 768, _TEXT_WIDE, _CLIP, "open_clip", open_clip=_MCI3,
-              weights=_hub("MobileCLIP2-S3", "mobileclip2_s3.pt"), published=Published(125.1, 123.6, 8.0, 6.6, 80.7, 66.8, 13)),
+              weights=_hub("MobileCLIP2-S3", "mobileclip2_s3.pt"), published=Published(125.1, 123.6, 8.0, 6.6, 80.7, 66.8, 13),
+              parameters=(125_074_272, 123_650_304)),
     ModelSpec("mobileclip2_s4", 768, _TEXT_WIDE, _CLIP, "open_clip", open_clip=_MCI4,
-              weights=_hub("MobileCLIP2-S4", "mobileclip2_s4.pt"), published=Published(321.6, 123.6, 19.6, 6.6, 81.9, 67.5, 13)),
+              weights=_hub("MobileCLIP2-S4", "mobileclip2_s4.pt"), published=Published(321.6, 123.6, 19.6, 6.6, 81.9, 67.5, 13),
+              parameters=(321_569_664, 123_650_304)),
     ModelSpec("mobileclip2_l14", 768, _TEXT_WIDE, _CLIP_224, "open_clip", open_clip=_VIT_L,
-              weights=_hub("MobileCLIP2-L-14", "mobileclip2_l14.pt"), published=Published(304.3, 123.6, 57.9, 6.6, 81.9, 67.8, 13)),
-    ModelSpec("mobileclip_nano", 128, TextTower(64, 4, 4, mixers=1), PreprocessSpec(64), "open_clip", open_clip=_NANO),
+              weights=_hub("MobileCLIP2-L-14", "mobileclip2_l14.pt"), published=Published(304.3, 123.6, 57.9, 6.6, 81.9, 67.8, 13),
+              parameters=(303_966_976, 123_650_304)),
+    ModelSpec("mobileclip_nano", 128, TextTower(64, 4, 4, mixers=1), PreprocessSpec(64), "open_clip", open_clip=_NANO,
+              parameters=(2_112_032, 3_344_832)),
 )  # fmt: skip
 
 REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}

@@ -61,7 +61,9 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             "bake_preprocessing": False, "executorch_backend": "xnnpack",
         }  # fmt: skip
         options = Options.model_validate(defaults | changes)
-        name = "-".join([source.replace(":", "_").replace("/", "_"), *targets, precision, *(f"{k}_{v}" for k, v in sorted(changes.items()))])
+        name = "-".join(
+            [source.replace(":", "_").replace("/", "_"), *targets, precision, *(f"{k}_{v}" for k, v in sorted(changes.items()))]
+        )
         folder = root / "bundles" / name
         folder.parent.mkdir(exist_ok=True)
         with FileLock(f"{folder}.once"):

@@ -25,6 +25,7 @@ from mobileclip.files import (
     sha256_file,
     staged_file,
     write_bytes,
+    writing,
 )
 
 
@@ -97,10 +98,14 @@ def test_staged_file_replaces_at_once(tmp_path):
 def test_staged_file_is_removed_when_the_body_fails(tmp_path, error):
     target = tmp_path / "f"
     target.write_bytes(b"old")
-    with pytest.raises(error):
+
+    def stop_half_way() -> None:
         with staged_file(target) as tmp:
             tmp.write_bytes(b"half")
             raise error
+
+    with pytest.raises(error):
+        stop_half_way()
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["f"]
 
@@ -130,10 +135,9 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 def test_full_device():
+    full = Path("/dev/full")
     with pytest.raises(StorageError, match=r"no space left on device\); free some space and run again"):
-        from mobileclip.files import writing
-
-        with writing(Path("/dev/full")), Path("/dev/full").open("wb", buffering=0) as f:
+        with writing(full), full.open("wb", buffering=0) as f:
             f.write(b"x")
 
 

@@ -29,7 +29,9 @@ class ExecutorchSession:
 
             runtime = Runtime.get()
             if artifact.backend == "coreml" and "CoreMLBackend" not in runtime.backend_registry.registered_backend_names:
-                raise MissingToolError(f"{path}: the CoreML delegate runs on a Mac or an iPhone only; export with --backend xnnpack to run it here")
+                raise MissingToolError(
+                    f"{path}: the CoreML delegate runs on a Mac or an iPhone only; export with --backend xnnpack to run it here"
+                )
             portable_lib._unsafe_reset_threadpool(threads)  # the only way to set the number of threads from Python
             try:
                 self._program = runtime.load_program(path, verification=Verification.InternalConsistency)

@@ -13,6 +13,7 @@ from mobileclip.errors import GateError
 from mobileclip.export import runtimes
 from mobileclip.export.bundle import ArtifactInfo, Bundle, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower
 from mobileclip.export.verify.dataset import captions, pictures
+from mobileclip.zeroshot import normalized
 
 if TYPE_CHECKING:
     from mobileclip.tokenizer import Tokenizer
@@ -43,11 +44,6 @@ def text_inputs(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:
 def input_names(tower: Tower) -> list[str]:
     """What to call each verification input in a message."""
     return [p.name for p in pictures()] if tower == "image" else [repr(c[:40]) for c in captions()]
-
-
-def normalized(x: Embeddings) -> Embeddings:
-    """Rows of unit length; rows of zeros stay."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)

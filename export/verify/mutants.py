@@ -1,6 +1,6 @@
 """Deliberately broken exports: the gate must refuse every one of them.
 
-Run `python -m mobileclip.export.verify.mutants` for the table.
+`mobileclip verify --self-test` prints the table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ class LastToken(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Ids -> embedding."""
-        t = self.tower
+        t: Any = self.tower
         x = t.ln_final(t.transformer(t.token_embedding(tokens) + t.positional_embedding, t.mask))
         return x[:, -1] @ t.text_projection
 
@@ -120,7 +121,7 @@ class Mutant:
     causal: bool = False
 
 
-def _changed(change: Callable[[nn.Module], None]) -> Callable[[nn.Module], nn.Module]:
+def _changed(change: Callable[[nn.Module], object]) -> Callable[[nn.Module], nn.Module]:
     def net(tower: nn.Module) -> nn.Module:
         tower = copy.deepcopy(tower)
         with torch.no_grad():
@@ -147,7 +148,7 @@ def _nearest(spec: PreprocessSpec) -> Inputs:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.NEAREST)
         left, top = (image.width - spec.resolution) // 2, (image.height - spec.resolution) // 2
         pixels = np.asarray(image.crop((left, top, left + spec.resolution, top + spec.resolution)), np.float32) / 255
-        rows.append(((pixels - np.float32(spec.mean)) / np.float32(spec.std)).transpose(2, 0, 1))
+        rows.append(((pixels - np.array(spec.mean)) / np.array(spec.std)).transpose(2, 0, 1))
     return np.stack(rows).astype(np.float32)
 
 
@@ -165,7 +166,7 @@ def _other_image_layer(tower: nn.Module) -> None:
 
 
 def _causal_mask(tower: nn.Module) -> Tensor:
-    context = tower.positional_embedding.shape[0]
+    context = tower.get_parameter("positional_embedding").shape[0]
     return torch.full((context, context), -1e4).triu(1)
 
 
@@ -233,17 +234,11 @@ def _info(spec: PreprocessSpec) -> PreprocessInfo:
     return PreprocessInfo(**spec.__dict__, baked=False)
 
 
-def main() -> None:
-    """Print what the gate says to each mutant."""
-    from mobileclip.cli.output import print_table
-
-    rows = []
+def self_test(progress: Callable[[str], None]) -> list[tuple[str, ParityInfo]]:
+    """What the gate says to a healthy export and to every mutant, by name."""
+    results = []
     for name, mutant in {"none (healthy)": Mutant("image"), **MUTANTS}.items():
+        progress(name)
         with tempfile.TemporaryDirectory() as folder:
-            p = judge(mutant, Path(folder))
-        rows.append((name, p.tower, f"{p.cosine_min:.6f}", f"{p.top1_agreement:.1%}", "passed" if p.passed else "refused"))
-    print_table("ONNX fp32, untrained nano", ("mistake", "tower", "min cosine", "top-1", "gate"), rows)
-
-
-if __name__ == "__main__":
-    main()
+            results.append((name, judge(mutant, Path(folder))))
+    return results

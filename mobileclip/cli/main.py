@@ -2,76 +2,102 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
+from typing import TYPE_CHECKING
 
-import typer
-
-from mobileclip import __version__
-from mobileclip.cli import output
 from mobileclip.errors import MobileClipError
 
-app = typer.Typer(
-    help="MobileCLIP from checkpoint to verified, measured bundles on phones.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS = (
-    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "bench", "compare", "report", "doctor",
+    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "bench", "compare", "report", "demo", "ratios", "doctor",
 )  # fmt: skip
 
 
-def _version(value: bool) -> None:
-    if value:
-        output.print_line(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
-) -> None:
-    if not debug:
-        warnings.filterwarnings("ignore")
-        logging.disable(logging.WARNING)
-
-
-def _register() -> None:
+def build() -> typer.Typer:
+    """The application with all commands."""
+    import logging
+    import warnings
     from importlib import import_module
+
+    import typer
+
+    from mobileclip import __version__
+    from mobileclip.cli import output
+
+    app = typer.Typer(
+        help="MobileCLIP from checkpoint to verified, measured bundles on phones.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(value: bool) -> None:
+        if value:
+            output.print_line(__version__)
+            raise typer.Exit
+
+    @app.callback()
+    def root(
+        debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+        version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Show the version."),
+    ) -> None:
+        if not debug:
+            warnings.filterwarnings("ignore")
+            logging.disable(logging.WARNING)
 
     for name in COMMANDS:
         app.command(name)(getattr(import_module(f"mobileclip.cli.{name}"), name))
+    return app
 
 
 def main() -> None:
-    """Run the command line; exits 0 fine, 2 bad input, 3 gate failed, 4 tool missing, 5 reading or writing failed, 130 interrupted."""
+    """Run the command line; exits 0 fine, 2 bad input, 3 gate failed, 4 tool missing, 5 reading or writing failed, 130 interrupted.
+
+    Exit code 1 is an error of the toolkit itself.
+    """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    _register()
+    try:
+        _run()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was published", 130)
+    except MobileClipError as e:
+        _fail(str(e), e.exit_code)
+    except OSError as e:
+        _fail(str(e), 5)
+    except MemoryError:
+        _fail("out of memory; use a smaller model or batch", 5)
+    except Exception as e:
+        _fail(f"this is a bug: {type(e).__name__}: {e}; `mobileclip --debug ...` shows where", 1)
+
+
+def _run() -> None:
+    app = build()  # inside the `try` of `main`: an interruption may come this early
     try:
         app()
-    except MobileClipError as e:
-        if "--debug" in sys.argv:
-            raise
-        output.print_error(str(e))
-        sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        output.print_error("interrupted; nothing was published")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as e:
-        if "--debug" in sys.argv:
-            raise
-        output.print_error(str(e))
-        sys.exit(5)
-    except MemoryError:
-        output.print_error("out of memory; use a smaller model or batch")
-        sys.exit(5)
+    except SystemExit as e:  # typer has caught some exceptions before us
+        if e.code == 130:
+            raise KeyboardInterrupt from None
+        if isinstance(e.__context__, BrokenPipeError):
+            raise e.__context__ from None
+        sys.stdout.flush()  # while a broken pipe can still be answered
+        raise
+
+
+def _fail(message: str, exit_code: int) -> None:
+    """The only way out with an error."""
+    from mobileclip.cli import output
+
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+    output.print_error(message)
+    sys.exit(exit_code)

@@ -110,7 +110,7 @@ class MobileOne(nn.Module):
         if isinstance(branch, ConvNorm):
             return fold_batch_norm(pad_kernel(branch.conv.weight, self.kernel), branch.bn)
         assert isinstance(branch, nn.BatchNorm2d)
-        unit = identity_kernel(self.outputs, self.inputs // self.groups, self.kernel, branch.running_var)
+        unit = identity_kernel(self.outputs, self.inputs // self.groups, self.kernel, branch.weight)
         return fold_batch_norm(unit, branch)
 
     def fold(self) -> int:
@@ -265,7 +265,7 @@ class RepMixerBlock(nn.Module):
         super().__init__()
         self.token_mixer = RepMixer(channels, mixer_kernel, has_scale=has_scale, folded=folded)
         self.mlp = ConvFFN(channels, hidden, ffn_kernel)
-        self.layer_scale = LayerScale(channels)
+        self.layer_scale: nn.Module = LayerScale(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""

@@ -47,11 +47,11 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, hidden: int, norm: str) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels) if norm == "batch" else ChannelLayerNorm(channels)
+        self.norm: nn.Module = nn.BatchNorm2d(channels) if norm == "batch" else ChannelLayerNorm(channels)
         self.token_mixer = MapAttention(channels)
-        self.layer_scale_1 = LayerScale(channels)
+        self.layer_scale_1: nn.Module = LayerScale(channels)
         self.mlp = ConvFFN(channels, hidden, (7, 7))
-        self.layer_scale_2 = LayerScale(channels)
+        self.layer_scale_2: nn.Module = LayerScale(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
@@ -82,9 +82,7 @@ class Stage(nn.Module):
         dim = tower.dims[index]
         hidden = dim * tower.mlp_ratio
         self.downsample = (
-            Downsample(tower.dims[index - 1], dim, squeeze_excite=tower.squeeze_excite[index], folded=folded)
-            if index
-            else nn.Identity()
+            Downsample(tower.dims[index - 1], dim, squeeze_excite=tower.squeeze_excite[index], folded=folded) if index else nn.Identity()
         )
         self.pos_emb = PositionEncoding(dim, folded=folded) if tower.attention[index] else nn.Identity()
         self.blocks = nn.Sequential(
@@ -131,9 +129,7 @@ class MCi(nn.Module):
             MobileOne(first, first, (1, 1), folded=folded),
         )
         self.stages = nn.Sequential(*(Stage(tower, i, folded=folded) for i in range(len(tower.dims))))
-        self.final_conv = MobileOne(
-            last, 2 * last, (3, 3), groups=last, has_scale=True, se_hidden=2 * last // 16, folded=folded
-        )
+        self.final_conv = MobileOne(last, 2 * last, (3, 3), groups=last, has_scale=True, se_hidden=2 * last // 16, folded=folded)
         self.head = Head(2 * last, embed_dim, bias=tower.head_bias)
         self.apply(_initialise)
 

@@ -22,9 +22,7 @@ class ExplicitAttention(nn.Module):
         self.heads, self.scale = mha.num_heads, mha.head_dim**-0.5
         self.in_proj_weight, self.in_proj_bias, self.out_proj = mha.in_proj_weight, mha.in_proj_bias, mha.out_proj
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
-    ) -> tuple[Tensor, None]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None) -> tuple[Tensor, None]:
         """(B, L, D) three times the same -> ((B, L, D), None), as `nn.MultiheadAttention` answers."""
         qkv = nn.functional.linear(q, self.in_proj_weight, self.in_proj_bias)
         return self.out_proj(attention(qkv, self.heads, self.scale, attn_mask)), None

@@ -77,8 +77,7 @@ class Blocks(nn.Module):
         super().__init__()
         ends = {*range(tower.mixers), *range(tower.layers - tower.mixers, tower.layers)}
         self.resblocks = nn.ModuleList(
-            RepMixer1D(tower.width, folded=folded) if i in ends else TransformerBlock(tower.width, tower.heads)
-            for i in range(tower.layers)
+            RepMixer1D(tower.width, folded=folded) if i in ends else TransformerBlock(tower.width, tower.heads) for i in range(tower.layers)
         )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,11 +173,11 @@ def test_manifest_is_plain_json_without_machine_paths(bundle):
 
 
 def test_fp16_ids_are_refused_by_the_graph_rules(tmp_path):
-    from mobileclip.export.exporter import write
+    from mobileclip.export.bundle import Options, PreprocessInfo
     from mobileclip.export.export import plan_for
+    from mobileclip.export.exporter import write
     from mobileclip.export.graph import fold_affine
     from mobileclip.export.verify.mutants import MUTANTS, healthy
-    from mobileclip.export.bundle import Options, PreprocessInfo
 
     model, _ = healthy()
     options = Options(

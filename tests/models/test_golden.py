@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def module_name(golden_name: str) -> str:
     scope="module",
     params=[pytest.param(e, id=e["variant"], marks=[] if e["variant"] in QUICK else pytest.mark.slow) for e in INDEX["variants"]],
 )
-def case(request, recipe) -> Iterator[Case]:
+def case(request, recipe) -> Case:
     entry = request.param
     golden = np.load(DATA / entry["golden"])
     checkpoint = recipe(entry["variant"])
@@ -85,7 +84,7 @@ def case(request, recipe) -> Iterator[Case]:
         outputs["image"], outputs["text"] = model.encode_image(image), model.encode_text(tokens)
     for hook in hooks:
         hook.remove()
-    yield Case(entry, golden, checkpoint, model, fuse(model), image, tokens, outputs)
+    return Case(entry, golden, checkpoint, model, fuse(model), image, tokens, outputs)
 
 
 def keep(into: dict[str, Tensor], name: str):

@@ -1,0 +1,188 @@
+"""The commands that use a model: classify, embed, search."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobileclip.cli import main
+from mobileclip.export.search import FOLDER_NAME, SIDECAR
+from mobileclip.export.verify.dataset import photograph
+
+NOTE = "untrained weights: predictions mean nothing"
+
+
+@dataclass
+class Result:
+    """What a command gave; `text` is its output with white space collapsed, for tables break their lines."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.out.split())
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Iterator[Callable[..., Result]]:
+    """Run a command in this process through the real entry point."""
+    monkeypatch.setattr(main, "COMMANDS", ("classify", "embed", "search"))
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["mobileclip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    yield call
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    for name in ("cat.png", "below/rocket.png", "below/coffee.png"):
+        photograph(Path(name).stem).resize((96, 90)).save(folder / name)
+    return folder
+
+
+def errors(result: Result) -> list[str]:
+    return [line for line in result.err.splitlines() if line.startswith("error: ")]
+
+
+def test_classify_without_a_model_takes_the_default(run, pictures):
+    result = run("classify", pictures / "cat.png", "--labels", "a cat,a rocket,a cat", "--templates", "photo", "--json")
+    assert result.code == 0
+    value = result.json
+    assert (value["model"], value["trained"], value["labels"]) == ("mobileclip_nano", False, ["a cat", "a rocket"])
+    assert value["engine"].startswith("torch ")
+    assert value["templates"] == ["a photo of a {}."]
+    (picture,) = value["images"]
+    assert sum(p["probability"] for p in picture["predictions"]) == pytest.approx(1)
+    assert [p["cosine"] for p in picture["predictions"]] == sorted((p["cosine"] for p in picture["predictions"]), reverse=True)
+
+
+def test_classify_says_that_the_weights_are_untrained(run, pictures, nano_bundle, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a cat\n\na rocket, starting\n[/b] :smile: [red]\n", "utf-8")
+    result = run("classify", pictures / "cat.png", pictures / "below" / "rocket.png", "--labels-file", labels, "--model", nano_bundle)
+    assert (result.code, errors(result)) == (0, [])
+    assert f"mobileclip_nano on onnxruntime {version('onnxruntime')}; {NOTE}; 3 labels" in result.text
+    for label in ("a cat", "a rocket, starting", "[/b] :smile: [red]"):
+        assert result.text.count(label) >= 2
+
+
+def test_one_bad_picture_does_not_lose_the_others(run, pictures, nano_bundle):
+    bad = pictures / "bad.png"
+    bad.write_bytes(b"no picture")
+    images = [bad, pictures / "cat.png", pictures / "absent.png", pictures / "below", pictures / "below" / "rocket.png"]
+    result = run("classify", *images, "--labels", "a cat,a rocket", "--model", nano_bundle, "--top", 1, "--json")
+    assert result.code == 2
+    assert [p["image"] for p in result.json["images"]] == [str(images[1]), str(images[4])]
+    assert all(len(p["predictions"]) == 1 for p in result.json["images"])
+    assert [e["image"] for e in result.json["errors"]] == [str(images[0]), str(images[2]), str(images[3])]
+    assert ["not a picture" in errors(result)[0], "no such file" in errors(result)[1], "is a folder" in errors(result)[2]] == [True] * 3
+    table = run("classify", *images[:2], "--labels", "a cat,a rocket", "--model", nano_bundle)
+    assert table.code == 2
+    assert "cat.png" in table.text
+    assert len(errors(table)) == 1
+    alone = run("classify", bad, "--labels", "a cat", "--model", nano_bundle)
+    assert (alone.code, alone.out, len(errors(alone))) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("classify", "CAT"), "no labels; give --labels"),
+        (("classify", "CAT", "--labels", "a", "--templates", "fotos"), "unknown template set or file 'fotos'; did you mean 'photo'"),
+        (("classify", "CAT", "--labels", "a", "--runtime", "onyx", "--model", "BUNDLE"), "unknown runtime 'onyx'; did you mean 'onnx'"),
+        (("classify", "CAT", "--labels", "a", "--model", "mobileclip_s9"), "unknown model 'mobileclip_s9'"),
+        (("embed",), "nothing to embed"),
+        (("embed", "CAT", "-o", "e.nyp"), "unknown file ending '.nyp'"),
+        (("search", "ABSENT", "a cat", "--model", "BUNDLE"), "no such folder"),
+        (("search", "FOLDER", "--model", "BUNDLE"), "either a text or --image FILE"),
+        (("search", "FOLDER", "a cat", "--image", "CAT", "--model", "BUNDLE"), "either a text or --image FILE"),
+    ],
+)
+def test_bad_input_is_one_line(run, pictures, nano_bundle, arguments, message):
+    names = {"CAT": pictures / "cat.png", "BUNDLE": nano_bundle, "FOLDER": pictures, "ABSENT": pictures / "absent"}
+    result = run(*(names.get(a, a) for a in arguments))
+    assert (result.code, result.out) == (2, "")
+    (line,) = errors(result)
+    assert message in line
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".jsonl"])
+def test_embed_to_a_file(run, pictures, nano_bundle, tmp_path, suffix):
+    out = tmp_path / f"e{suffix}"
+    result = run("embed", pictures / "cat.png", "--text", "a cat", "--text", "ein Hund", "-o", out, "--model", nano_bundle)
+    assert (result.code, errors(result)) == (0, [])
+    assert f"wrote {out}: 3 embeddings of 128 numbers by mobileclip_nano" in result.text
+    assert NOTE in result.text
+    assert out.stat().st_size > 3 * 128 * 4
+
+
+def test_embed_as_json_and_as_a_table(run, pictures, nano_bundle, tmp_path):
+    arguments = ("embed", pictures / "cat.png", pictures / "absent.png", "--text", "a cat", "--model", nano_bundle)
+    value = run(*arguments, "--json")
+    assert value.code == 2
+    rows = value.json["embeddings"]
+    assert [r["name"] for r in rows] == [str(pictures / "cat.png"), "a cat"]
+    assert np.linalg.norm([r["embedding"] for r in rows], axis=1) == pytest.approx(1, abs=1e-5)
+    assert [e["image"] for e in value.json["errors"]] == [str(pictures / "absent.png")]
+    assert NOTE in run(*arguments).text
+    out = tmp_path / "e.npy"
+    brief = run(*arguments, "--json", "-o", out).json
+    assert (brief["out"], brief["embeddings"]) == (str(out), [{"name": r["name"]} for r in rows])
+    np.testing.assert_allclose(np.load(out), [r["embedding"] for r in rows], atol=1e-7)
+
+
+def test_search_by_text_and_by_picture(run, pictures, nano_bundle):
+    (pictures / "bad.png").write_bytes(b"no picture")
+    table = run("search", pictures, "a cat", "--model", nano_bundle)
+    assert (table.code, errors(table)) == (0, [])
+    assert NOTE in table.text
+    assert "left out: 1 pictures that cannot be read" in table.text
+    assert "below/rocket.png" in table.text
+    assert (pictures / FOLDER_NAME / SIDECAR).is_file()
+    result = run("search", pictures, "--image", pictures / "below" / "coffee.png", "--top", 2, "--model", nano_bundle, "--json")
+    value = result.json
+    assert (value["pictures"], value["embedded"], value["removed"], value["trained"]) == (3, 0, 0, False)
+    assert len(value["results"]) == 2
+    assert value["results"][0]["path"] == str(pictures / "below" / "coffee.png")
+    assert value["results"][0]["score"] == pytest.approx(1, abs=1e-3)
+    assert [s["path"] for s in value["skipped"]] == [str(pictures / "bad.png")]
+
+
+def test_search_with_a_damaged_index(run, pictures, nano_bundle, tmp_path):
+    index = tmp_path / "index"
+    assert run("search", pictures, "a cat", "--model", nano_bundle, "--index", index).code == 0
+    (index / SIDECAR).write_text("{}")
+    damaged = run("search", pictures, "a cat", "--model", nano_bundle, "--index", index)
+    assert (damaged.code, len(errors(damaged))) == (2, 1)
+    assert "--rebuild" in errors(damaged)[0]
+    assert run("search", pictures, "a cat", "--model", nano_bundle, "--index", index, "--rebuild").code == 0
+
+
+@pytest.mark.parametrize("command", ["classify", "embed", "search"])
+def test_help_shows_an_example(run, command):
+    result = run(command, "--help")
+    assert result.code == 0
+    assert f"Example: mobileclip {command} " in result.text
