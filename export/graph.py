@@ -100,7 +100,7 @@ class InFp32(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = layer.float()
+        self.layer = layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own signature; floating arguments come in as fp32 and the result leaves as fp16."""
@@ -159,7 +159,7 @@ class Graph(nn.Module):
             self.tower.half()
             for name in plan.fp32_layers:
                 parent, _, child = name.rpartition(".")
-                setattr(self.tower.get_submodule(parent), child, InFp32(self.tower.get_submodule(name)))
+                setattr(self.tower.get_submodule(parent), child, InFp32(copy.deepcopy(tower.get_submodule(name))))
         self.eval()
 
     def embed(self, value: Tensor) -> Tensor:

@@ -100,23 +100,29 @@ def test_read_only_disk(there, server, nano_bundle, disk, tmp_path):
 
 INTERRUPTED = """
 import os, signal, sys, time
+sys.argv[0] = "mobileclip"
+waiting = {sys.argv.pop(1)}
 def interrupt(event, details):
-    global interrupt
-    if event == "import" and details[0] == sys.argv[1] and interrupt:
-        interrupt = None
+    if event == "import" and details[0] in waiting:
+        waiting.clear()
         print(time.time(), flush=True)
         os.kill(os.getpid(), signal.SIGINT)
-sys.addaudithook(lambda event, details: interrupt and interrupt(event, details))
 from mobileclip.cli.main import main
-sys.argv[0:2] = ["mobileclip"]
+sys.addaudithook(interrupt)
 main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "mobileclip.cli.doctor", "mobileclip.export.export", "pydantic", "torch", "torch.nn", "safetensors"])
+@pytest.mark.parametrize(
+    "module", ["typer", "mobileclip.cli.doctor", "mobileclip.export.export", "pydantic", "torch", "torch.nn", "safetensors"]
+)
 def test_ctrl_c_while_modules_are_loaded(module, tmp_path):
     ran = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, module, *EXPORT, "-o", tmp_path / "bundle"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", INTERRUPTED, module, *EXPORT, "-o", tmp_path / "bundle"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     took_s = time.time() - float(ran.stdout)
     assert (ran.returncode, ran.stderr.splitlines()[-1:]) == (130, ["error: interrupted; nothing was published"])
@@ -125,7 +131,9 @@ def test_ctrl_c_while_modules_are_loaded(module, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("step", "delay_s"), [("loading", 0.05), ("running", 0.3), ("exporting", 0), ("exporting", 0.4), ("verifying", 0), ("verifying", 0.3)])
+@pytest.mark.parametrize(
+    ("step", "delay_s"), [("loading", 0.05), ("running", 0.3), ("exporting", 0), ("exporting", 0.4), ("verifying", 0), ("verifying", 0.3)]
+)
 def test_ctrl_c_during_the_export(step, delay_s, server, tmp_path):
     final, err = tmp_path / "out" / "bundle", tmp_path / "err"
     pid = server.start(err, command, *EXPORT, "-o", final)

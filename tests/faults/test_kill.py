@@ -18,7 +18,18 @@ from forkserver import EXPORT, command, command_in_full
 from mobileclip.export.bundle import Bundle, publishing
 from mobileclip.files import STAGING_PREFIX, locked
 
-STEPS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.scandir", "os.listdir", "tempfile.mkdtemp", "shutil.rmtree"}
+STEPS = {
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "os.scandir",
+    "os.listdir",
+    "tempfile.mkdtemp",
+    "shutil.rmtree",
+}
 SEED = 20260
 
 
