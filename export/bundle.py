@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mobileclip.errors import BundleError, InputError
+from mobileclip.errors import BundleError, InputError, MobileClipError
 from mobileclip.files import STAGING_PREFIX, canonical_json, fsync, reading, remove_tree, sha256_file, write_bytes, writing
 from mobileclip.specs import PreprocessSpec
 
@@ -325,6 +325,8 @@ def publishing(final: Path) -> Iterator[Path]:
             staging.rename(final)
             fsync(final.parent)
             remove_tree(previous)
+        except MobileClipError as e:  # name the folder that the user knows
+            raise type(e)(str(e).replace(str(staging), str(final))) from e
         finally:
             remove_tree(staging)
 

@@ -130,9 +130,9 @@ def broken_rules(path: Path) -> list[str]:
         sources = [v for values in operation.inputs.values() for v in values]
         if operation.type == "reduce_argmax":
             broken.append(f"reduce_argmax ({operation.name})")
-        if any(v.name == "tokens" for v in sources) and operation.type != "gather":
-            if any(o.dtype.startswith("float") for o in operation.outputs):
-                broken.append(f"token ids pass through floating point ({operation.type} {operation.name})")
+        of_tokens = operation.type != "gather" and any(v.name == "tokens" for v in sources)
+        if of_tokens and any(o.dtype.startswith("float") for o in operation.outputs):
+            broken.append(f"token ids pass through floating point ({operation.type} {operation.name})")
         if any(size < 1 for o in operation.outputs for size in o.shape):
             broken.append(f"a shape is not static ({operation.name})")
     return broken

@@ -27,8 +27,8 @@ M = TypeVar("M", bound=nn.Module)
 def fold_affine(tower: M) -> M:
     """A copy of a fused tower with every remaining affine step folded into its neighbour, exact up to rounding.
 
-    BatchNorm after a convolution, BatchNorm in front of attention, the scale of attention scores, and layer scale behind a projection. The result is no longer in a
-    published form; it only exists to be exported.
+    BatchNorm after a convolution, BatchNorm in front of attention, the scale of attention scores, and layer scale behind a projection.
+    The result is no longer in a published form; it only exists to be exported.
     """
     tower = copy.deepcopy(tower)
     with torch.no_grad():

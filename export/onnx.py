@@ -91,13 +91,13 @@ def broken_rules(path: Path) -> list[str]:
     graph = model.graph
     broken = []
     types = {v.name: v.type.tensor_type for v in [*graph.value_info, *graph.input, *graph.output]}
+    floats = (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT)
     for node in graph.node:
         if node.op_type == "ArgMax":
             broken.append(f"ArgMax ({node.name})")
-        of_tokens = "tokens" in node.input
-        if of_tokens and any(types[o].elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT) for o in node.output if o in types):
-            if node.op_type != "Gather":
-                broken.append(f"token ids pass through floating point ({node.op_type} {node.name})")
+        of_tokens = node.op_type != "Gather" and "tokens" in node.input
+        if of_tokens and any(types[o].elem_type in floats for o in node.output if o in types):
+            broken.append(f"token ids pass through floating point ({node.op_type} {node.name})")
     for tensor in graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():

@@ -9,13 +9,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mobileclip.errors import InputError, MissingToolError, StorageError
+from mobileclip.errors import InputError, MissingToolError, MobileClipError, StorageError
 
 STAGING_PREFIX = ".mobileclip-tmp-"
 
@@ -46,17 +47,29 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors while writing to `path` into one clear line."""
+    """Turn the operating system's errors while writing to `path` into one clear line.
+
+    Libraries written in Rust, like safetensors, have error types of their own, whose messages end in `(os error N)`.
+    """
     try:
         yield
-    except OSError as e:
+    except Exception as e:
+        number = e.errno if isinstance(e, OSError) else _number_in(str(e))
+        if isinstance(e, MobileClipError) or not (number or isinstance(e, OSError)):
+            raise
         hint = {
             errno.ENOSPC: "free some space and run again",
             errno.EDQUOT: "free some space and run again",
             errno.EROFS: "choose a folder that can be written with -o",
             errno.EACCES: "choose a folder that can be written with -o",
-        }.get(e.errno or 0, "nothing was published")
-        raise StorageError(f"{path}: cannot be written ({_reason(e)}); {hint}") from e
+        }.get(number or 0, "nothing was published")
+        reason = os.strerror(number).lower() if number else str(e)
+        raise StorageError(f"{path}: cannot be written ({reason}); {hint}") from e
+
+
+def _number_in(message: str) -> int | None:
+    found = re.search(r"\(os error (\d+)\)", message)
+    return int(found[1]) if found else None
 
 
 def _reason(e: OSError) -> str:

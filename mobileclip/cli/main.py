@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import typer
 
 COMMANDS = (
-    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "bench", "compare", "report", "demo", "ratios", "doctor",
+    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "bench", "compare", "report", "demo",
+    "ratios", "doctor",
 )  # fmt: skip
 
 
