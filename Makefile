@@ -21,10 +21,10 @@ demo: $(VENV)/.installed
 	$(BIN)/mobileclip demo $(or $(CHECKPOINT),$(MODEL)) -o $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # mypy and import-linter do not follow setuptools' package-dir: they see the packages through links.
 lint: $(VENV)/.installed

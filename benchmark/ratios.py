@@ -76,7 +76,7 @@ def ways_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float
     import torch
 
     from mobileclip.export import runtimes
-    from mobileclip.export.bundle import ArtifactInfo, Options, PreprocessInfo, Target
+    from mobileclip.export.bundle import ArtifactInfo, Options, PreprocessInfo, Target, file_entries
     from mobileclip.export.export import plan_for
     from mobileclip.export.exporter import SUFFIX, exporter
     from mobileclip.export.graph import fold_affine
@@ -123,7 +123,8 @@ def ways_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float
             path = folder / f"{tower}-{precision}{SUFFIX[target]}"
             written = exporter(target).export(folded, plan, path)
             artifact = ArtifactInfo(
-                target=target, tower=plan.tower, backend=written.backend, path=path.name, files=(), input=plan.input, output=plan.output,
+                target=target, tower=plan.tower, backend=written.backend, path=path.name,
+                files=file_entries(folder, path), input=plan.input, output=plan.output,
                 fp32_operators=(), not_delegated={},
             )  # fmt: skip
             session = runtimes.load_artifact(folder, artifact, threads=1)

@@ -13,11 +13,11 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mobileclip.errors import BundleError, InputError, MobileClipError
 from mobileclip.files import STAGING_PREFIX, canonical_json, fsync, reading, remove_tree, sha256_file, write_bytes, writing
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mobileclip.tokenizer import Tokenizer
 
 SCHEMA_VERSION: Literal[1] = 1
+MAX_MANIFEST_BYTES, MAX_RESOLUTION = 16 << 20, 1024
 MANIFEST, TOKENIZER, REFERENCE, GOLDEN = "manifest.json", "tokenizer.json", "reference.safetensors", "golden.safetensors"
 
 Target = Literal["onnx", "coreml", "executorch"]
@@ -43,6 +44,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _inside_the_bundle(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r} leaves the bundle")
+    return path
+
+
 class FileEntry(_Strict):
     """One file of the bundle; `path` is relative to the folder, with forward slashes."""
 
@@ -53,10 +61,7 @@ class FileEntry(_Strict):
     @field_validator("path")
     @classmethod
     def _inside(cls, path: str) -> str:
-        parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or "\0" in path:
-            raise ValueError(f"{path!r} leaves the bundle")
-        return path
+        return _inside_the_bundle(path)
 
 
 class TensorInfo(_Strict):
@@ -137,6 +142,13 @@ class ArtifactInfo(_Strict):
     unhashed: str = ""
     """What the format itself randomises, if anything."""
 
+    @model_validator(mode="after")
+    def _hashed(self) -> Self:
+        _inside_the_bundle(self.path)
+        if not self.files or not all(f.path == self.path or f.path.startswith(f"{self.path}/") for f in self.files):
+            raise ValueError(f"{self.path!r} is not what its files are")
+        return self
+
     @property
     def size_bytes(self) -> int:
         """Sum over the files."""
@@ -186,6 +198,19 @@ class Manifest(_Strict):
     manifest_sha256: str = ""
     """Over this document's canonical JSON without this field."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        batch, side = self.options.batch, self.preprocess.resolution
+        if not 1 <= side <= MAX_RESOLUTION:
+            raise ValueError(f"a resolution of {side} is not possible; 1 to {MAX_RESOLUTION} is")
+        pixels = ("uint8", (batch, side, side, 3)) if self.preprocess.baked else ("float32", (batch, 3, side, side))
+        inputs = {"image": ("image", *pixels), "text": ("tokens", "int32", (batch, self.tokenizer.context_length))}
+        for a in self.artifacts:
+            for got, wanted in ((a.input, inputs[a.tower]), (a.output, ("embedding", "float32", (batch, self.embed_dim)))):
+                if (got.name, got.dtype, got.shape) != wanted or min(got.shape) < 1:
+                    raise ValueError(f"{a.path!r} has {got}; {wanted} is needed")
+        return self
+
     def digest(self) -> str:
         """The value that `manifest_sha256` must have."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"manifest_sha256"}))).hexdigest()
@@ -214,9 +239,10 @@ class Bundle:
             BundleError: Not a bundle, an unknown schema, edited by hand, or a file is missing, changed or out of place.
         """
         manifest = _read_manifest(path)
+        root = Path(os.path.realpath(path))
         for entry in manifest.files:
             file = path / entry.path
-            if not file.resolve().is_relative_to(path.resolve()):
+            if not Path(os.path.realpath(file)).is_relative_to(root):
                 raise BundleError(f"{path}: {entry.path} is a link out of the bundle; export again")
             if not file.is_file():
                 raise BundleError(f"{path}: {entry.path} is missing; export again")
@@ -248,10 +274,33 @@ class Bundle:
         return Tokenizer.load(self.path / self.manifest.tokenizer.file.path)
 
     def reference(self, tower: Tower) -> npt.NDArray[np.float32]:
-        """The model's own normalised embeddings of the verification set, (inputs, embed_dim)."""
+        """The model's own normalised embeddings of the verification set, (inputs, embed_dim).
+
+        Raises:
+            BundleError: The file is damaged.
+        """
+        return self._reference(tower, (self.manifest.embed_dim,))
+
+    def reference_norms(self, tower: Tower) -> npt.NDArray[np.float32]:
+        """The lengths of those embeddings before normalisation, (inputs).
+
+        Raises:
+            BundleError: The file is damaged.
+        """
+        return self._reference(f"{tower}.norm", ())
+
+    def _reference(self, name: str, row: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        return np.asarray(load_file(self.path / self.manifest.reference.path)[tower], np.float32)
+        file = self.path / self.manifest.reference.path
+        try:
+            value = load_file(file)[name]
+        except (SafetensorError, KeyError):
+            raise BundleError(f"{file}: holds no reference embeddings ({name}); export again") from None
+        if value.dtype != np.float32 or value.shape[1:] != row or not value.size or not np.isfinite(value).all():
+            raise BundleError(f"{file}: the reference embeddings ({name}) are damaged; export again")
+        return value
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -259,21 +308,34 @@ def _read_manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise BundleError(f"{path}: is not a bundle (no {MANIFEST}); make one with: mobileclip export -o {path}")
     with reading(file):
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file}: is larger than {MAX_MANIFEST_BYTES} bytes; export again")
         data = file.read_bytes()
     try:
-        value = json.loads(data)
-        if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
-            raise BundleError(f"{file}: schema version {value.get('schema_version')!r} is unknown; this toolkit reads {SCHEMA_VERSION}")
-        manifest = Manifest.model_validate(value)
+        value = json.loads(data, object_pairs_hook=_unique)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        seal = value.pop("manifest_sha256", None)
+        digest = hashlib.sha256(canonical_json(value)).hexdigest()
+    except (ValueError, RecursionError):
+        raise BundleError(f"{file}: is not valid JSON; export again") from None
+    if value.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(f"{file}: schema version {value.get('schema_version')!r} is unknown; this toolkit reads {SCHEMA_VERSION}")
+    if seal != digest:
+        raise BundleError(f"{file}: was edited after the export (its own sha256 differs); export again instead of editing it")
+    try:
+        return Manifest.model_validate({**value, "manifest_sha256": seal})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BundleError(f"{file}: field {where!r}: {first['msg']}; export again") from None
-    except (ValueError, RecursionError):
-        raise BundleError(f"{file}: is not valid JSON; export again") from None
-    if manifest.manifest_sha256 != manifest.digest():
-        raise BundleError(f"{file}: was edited after the export (its own sha256 differs); export again instead of editing it")
-    return manifest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two equal keys, readers in other languages may take the other one."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
 
 
 def file_entry(root: Path, path: Path) -> FileEntry:
@@ -315,6 +377,8 @@ def publishing(final: Path) -> Iterator[Path]:
             remove_tree(leftover)
         if os.path.lexists(final) and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
             raise InputError(f"{final}: exists and is not a bundle; choose another folder with -o")
+        if Path.cwd().is_relative_to(os.path.abspath(final)):  # replacing it would leave the user's shell in a removed folder
+            raise InputError(f"{final}: is the current folder; choose another folder with -o")
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
         try:
             staging.chmod(0o755)
@@ -322,7 +386,12 @@ def publishing(final: Path) -> Iterator[Path]:
             _sync_tree(staging)
             if final.exists():
                 final.rename(previous)
-            staging.rename(final)
+            try:
+                staging.rename(final)
+            except BaseException:
+                if previous.exists():
+                    previous.rename(final)
+                raise
             fsync(final.parent)
             remove_tree(previous)
         except MobileClipError as e:  # name the folder that the user knows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -12,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mobileclip import __version__
-from mobileclip.errors import BundleError
+from mobileclip.errors import BundleError, GateError, InputError
 from mobileclip.export.bundle import (
     GOLDEN,
     MANIFEST,
     REFERENCE,
     TOKENIZER,
+    TOWERS,
     ArtifactInfo,
     Bundle,
     Manifest,
@@ -33,8 +35,10 @@ from mobileclip.export.bundle import (
     publishing,
     write_manifest,
 )
+from mobileclip.export.verify.dataset import dataset_sha256
 from mobileclip.files import locked
 from mobileclip.sources import Model
+from mobileclip.zeroshot import normalized
 
 if TYPE_CHECKING:
     from mobileclip.export.graph import Plan
@@ -66,6 +70,9 @@ def export_bundle(model: Model, options: Options, out: Path, progress: Progress,
 
     for target in options.targets:
         check_packages(target)
+    out = Path(os.path.abspath(out))  # resolves `.` and `..` but keeps links
+    if not out.name:
+        raise InputError(f"{out}: a bundle needs a folder of its own; choose one with -o")
     with locked(out):
         if not again and (same := _existing(model, options, out)):
             progress(f"{out} is up to date")
@@ -83,7 +90,9 @@ def _existing(model: Model, options: Options, out: Path) -> Bundle | None:
     except BundleError:
         return None
     m = bundle.manifest
-    same = m.embedding_space == model.embedding_space and m.options == options and m.model.name == model.name and m.tools == _tools()
+    same = (m.embedding_space, m.options, m.model.name, m.tools, m.toolkit_version, m.dataset_sha256) == (
+        model.embedding_space, options, model.name, _tools(), __version__, dataset_sha256(),
+    )  # fmt: skip
     return bundle if same else None
 
 
@@ -100,19 +109,23 @@ def _tools() -> dict[str, str]:
 def _write(model: Model, options: Options, folder: Path, progress: Progress) -> None:
     from safetensors.numpy import save_file
 
-    from mobileclip.export.verify.dataset import dataset_sha256
-    from mobileclip.export.verify.gate import image_inputs, require_passed, text_inputs, verify
+    from mobileclip.export.verify.gate import image_inputs, input_names, require_passed, text_inputs, verify
 
     preprocess = PreprocessInfo(**asdict(model.preprocess), baked=options.bake_preprocessing)
     progress("running the model on the verification set")
     plain = preprocess.model_copy(update={"baked": False})
     inputs: dict[Tower, npt.NDArray[np.generic]] = {"image": image_inputs(plain), "text": text_inputs(model.tokenizer)}
-    reference = {"image": embed(model.image, inputs["image"]), "text": embed(model.text, inputs["text"])}
+    raw = {"image": embed(model.image, inputs["image"]), "text": embed(model.text, inputs["text"])}
+    for tower in TOWERS:
+        for name, row in zip(input_names(tower), raw[tower], strict=True):
+            if not np.isfinite(row).all():
+                raise GateError(f"{model.name}: the model's own embedding of {name} is not finite; the checkpoint is broken")
+    reference = {tower: normalized(rows) for tower, rows in raw.items()}
     if options.bake_preprocessing:
         inputs["image"] = image_inputs(preprocess)
 
-    save_file(reference, folder / REFERENCE)
-    save_file(_golden(inputs, reference), folder / GOLDEN)
+    save_file(reference | {f"{t}.norm": np.linalg.norm(raw[t], axis=1) for t in TOWERS}, folder / REFERENCE)
+    save_file(_golden(inputs, reference if options.normalize else raw), folder / GOLDEN)
     model.tokenizer.save(folder / TOKENIZER)
     artifacts = [
         a for tower in options.towers for a in _export_tower(model, tower, options, preprocess, inputs, reference, folder, progress)
@@ -208,14 +221,14 @@ def _export_tower(
 
 
 def embed(tower: object, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """Normalised embeddings by the model itself, in small batches."""
+    """Embeddings by the model itself, not normalised, in small batches."""
     import torch
     from torch import nn
 
     assert isinstance(tower, nn.Module)
     with torch.no_grad():
         parts = [tower(torch.from_numpy(inputs[i : i + 8])) for i in range(0, len(inputs), 8)]
-        return nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
+        return torch.cat(parts).numpy()
 
 
 def _golden(

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mobileclip.errors import GateError
 from mobileclip.export.bundle import TensorInfo, Tower
 from mobileclip.models.blocks import ConvNorm, LayerScale, RepMixerBlock
 from mobileclip.models.fuse import fold_batch_norm
@@ -202,4 +203,8 @@ def traced(
         shape = (shape[0], 3, *shape[1:3])
     example = torch.zeros(shape, dtype=input_dtype or getattr(torch, plan.input.dtype))
     with torch.no_grad():
-        return torch.export.export(graph, (example,))
+        program = torch.export.export(graph, (example,))
+    for name, value in [*program.state_dict.items(), *program.constants.items()]:
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise GateError(f"{plan.tower} tower: {name} is not finite (a mask must be finite, weights must fit the precision)")
+    return program

@@ -25,6 +25,8 @@ def options_from(
     towers = TOWERS if tower == "both" else (_known("tower", tower, TOWERS, "both"),)
     if not 1 <= batch <= MAX_BATCH:
         raise InputError(f"batch {batch} is out of range; give 1 to {MAX_BATCH}")
+    if bake_preprocessing and batch != 1 and "coreml" in chosen and "image" in towers:
+        raise InputError("CoreML takes one picture at a time when preprocessing is baked in; use --batch 1 or another target")
     return Options(
         targets=tuple(t for t in TARGETS if t in chosen),
         towers=cast(tuple[Tower, ...], towers),

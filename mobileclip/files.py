@@ -45,6 +45,27 @@ def reading(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be read ({_reason(e)})") from e
 
 
+_SPACE, _PLACE = "free some space and run again", "choose a folder that can be written with -o"
+_WRITE_HINTS = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EROFS: _PLACE,
+    errno.EACCES: _PLACE,
+    errno.EPERM: _PLACE,
+    errno.ENOTDIR: _PLACE,
+    errno.EISDIR: _PLACE,
+    errno.EEXIST: _PLACE,
+    errno.ENAMETOOLONG: "choose a shorter name with -o",
+    errno.EIO: "the disk has failed; nothing was published",
+    errno.ENOTEMPTY: "run it again",
+}
+
+
+_NOT_ABOUT_WRITING = {errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.ENOEXEC}
+"""A closed pipe, a lost connection: errors that can happen in the midst of writing and are told as they are."""
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the operating system's errors while writing to `path` into one clear line.
@@ -56,6 +77,8 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as e:
         number = e.errno if isinstance(e, OSError) else _number_in(str(e))
         if isinstance(e, MobileClipError) or not (number or isinstance(e, OSError)):
+            raise
+        if number in _NOT_ABOUT_WRITING:
             raise
         hint = {
             errno.ENOSPC: "free some space and run again",

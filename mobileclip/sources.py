@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobileclip.errors import InputError
+from mobileclip.errors import GateError, InputError
 from mobileclip.files import canonical_json, did_you_mean, require
 from mobileclip.specs import ModelSpec, PreprocessSpec, get_spec
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mobileclip.tokenizer import Tokenizer
 
 UNTRAINED, OPEN_CLIP = "untrained:", "open_clip:"
+PROBES = ["", "a photo of a dog", "Two cats, asleep on a green sofa; it's 3 o'clock.", "café ☕ 富士山 &amp; " * 30]
+"""Captions on which a prepared open_clip model must agree with open_clip itself."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def load_model(source: str) -> Model:
     if source.startswith(UNTRAINED):
         return _load_untrained(get_spec(source.removeprefix(UNTRAINED)))
     path = Path(source)
-    if path.suffix in {".pt", ".pth", ".safetensors", ".bin", ".ckpt"} or path.exists():
+    if path.suffix in {".pt", ".pth", ".safetensors", ".bin", ".ckpt"} or path.is_file():
         from mobileclip import checkpoints
 
         return from_checkpoint(checkpoints.load(path), path.name)
@@ -161,7 +163,14 @@ def _load_open_clip(identifier: str) -> Model:
             context_length=tokenize.context_length,
             canonicalize="canonicalize" in getattr(tokenize.clean_fn, "__name__", ""),
         )
+        if getattr(tokenize, "strip_sep_token", False):
+            raise InputError(f"open_clip model {name}: its tokenizer blanks separators, which a tokenizer file cannot")
     weights = weights_sha256(model.state_dict())
+    side = model.visual.image_size
+    height, width = side if isinstance(side, tuple | list) else (side, side)
+    pixels = torch.rand(2, 3, height, width)
+    with torch.no_grad():  # before the towers are changed below
+        wanted = model.encode_image(pixels), model.encode_text(tokenize(PROBES))
     if hasattr(model.visual, "trunk"):
         from timm.utils.model import reparameterize_model
 
@@ -169,14 +178,19 @@ def _load_open_clip(identifier: str) -> Model:
     end_token = tokenizer.end_id if tokenizer.end_id is not None else -1
     image, text = export_towers(model.requires_grad_(False), end_token)
     config = PreprocessCfg(**model.visual.preprocess_cfg)
+    if config.resize_mode not in {"shortest", "squash"} or config.interpolation not in {"bilinear", "bicubic"}:
+        raise InputError(f"open_clip model {name}: resizing {config.resize_mode} {config.interpolation} is not supported")
     size = config.size[0] if isinstance(config.size, tuple | list) else config.size
     with torch.no_grad():
-        embed_dim = text(torch.from_numpy(tokenizer([""]))).shape[1]
+        got = image(pixels), text(torch.from_numpy(tokenizer(PROBES)))
+    for tower, theirs, ours in zip(("image", "text"), wanted, got, strict=True):
+        if not (torch.nn.functional.cosine_similarity(theirs, ours) >= 0.99999).all():
+            raise GateError(f"open_clip model {name}: its {tower} tower changed on the way to export; please report it")
     return Model(
         name=f"{OPEN_CLIP}{name}",
         form="open_clip",
         source=pretrained or "random initialisation (untrained)",
-        embed_dim=embed_dim,
+        embed_dim=got[1].shape[1],
         image=image,
         text=text,
         preprocess=PreprocessSpec(

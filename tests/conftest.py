@@ -37,7 +37,7 @@ def recipe() -> Iterator[Callable[[str], Checkpoint]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)  # workers share the cores
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -39,6 +40,10 @@ def forge(bundle: Path, change: Callable[[Json], object] = lambda value: None) -
     for entry in _entries(value):
         entry |= file_entry(bundle, bundle / entry["path"]).model_dump()
     write_manifest(bundle, Manifest.model_validate(value))
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _entries(value: Json) -> list[Json]:

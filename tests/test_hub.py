@@ -461,3 +461,16 @@ def test_every_published_licence_has_a_summary_of_three_lines() -> None:
     for terms in hub_module.LICENCE_TERMS.values():
         assert len(terms.splitlines()) == 3
         assert "https://" in terms
+
+
+def test_command_shows_the_licence_once_and_prints_where_the_file_is(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(REPO, NAME, SMALL)
+    code = "import sys; sys.argv = ['mobileclip', 'pull', 'MobileCLIP-S0', '--json']; from mobileclip.cli.main import main; main()"
+    others = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    env = others | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"}
+    first, second = (subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert "research" in first.stderr
+    assert "research" not in second.stderr
+    path = Path(json.loads(second.stdout)["mobileclip_s0"])
+    assert path.read_bytes() == SMALL

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mobileclip.errors import GateError
+from mobileclip.errors import BundleError, GateError
 from mobileclip.export import runtimes
 from mobileclip.export.bundle import ArtifactInfo, Bundle, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower
-from mobileclip.export.verify.dataset import captions, pictures
+from mobileclip.export.verify.dataset import captions, dataset_sha256, pictures
 from mobileclip.zeroshot import normalized
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Embeddings = npt.NDArray[np.float32]
 MIN_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
 MIN_TOP1_AGREEMENT = 0.99
 MIN_RECALL10_OVERLAP = 0.99
-UNIT_TOLERANCE = 1e-3
+LENGTH_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2}
 
 
 def image_inputs(preprocess: PreprocessInfo) -> npt.NDArray[np.generic]:
@@ -82,20 +82,33 @@ def compare(reference: Embeddings, got: Embeddings, others: Embeddings) -> Agree
     )
 
 
+def filled(count: int, batch: int) -> npt.NDArray[np.int64]:
+    """Indices of all inputs, repeated from the start to whole batches, so that every row of a batch is judged."""
+    return np.arange(-(-count // batch) * batch) % count
+
+
 def check(
-    artifact: ArtifactInfo, engine: str, outputs: Embeddings, reference: Embeddings, others: Embeddings, options: Options
+    artifact: ArtifactInfo,
+    engine: str,
+    outputs: Embeddings,
+    reference: Embeddings,
+    others: Embeddings,
+    options: Options,
+    norms: npt.NDArray[np.float32] | None = None,
 ) -> ParityInfo:
-    """Judge an artifact's outputs. When it is to normalise, outputs that are not of unit length fail.
+    """Judge an artifact's outputs. Their lengths must be 1, or the model's own where the artifact is not to normalise.
 
     Args:
         outputs: (N, D) of the verification inputs, as the artifact gave them.
         reference: (N, D), the model's.
         others: The model's embeddings of the other tower.
+        norms: (N,), lengths of the model's embeddings before normalisation.
     """
     sound = outputs.shape == reference.shape and bool(np.isfinite(outputs).all())
     unit = normalized(outputs) if sound else np.zeros_like(reference)
-    if options.normalize:
-        sound = sound and bool((np.abs(np.linalg.norm(outputs, axis=1) - 1) <= UNIT_TOLERANCE).all())
+    if sound:
+        lengths = np.linalg.norm(outputs, axis=1) / (1 if norms is None or options.normalize else norms)
+        sound = bool((np.abs(lengths - 1) <= LENGTH_TOLERANCE[options.precision]).all())
     agreement = compare(reference, unit, others)
     names = input_names(artifact.tower)
     worst = np.argsort(agreement.cosine)[:3]
@@ -109,7 +122,7 @@ def check(
         max_abs=agreement.max_abs,
         top1_agreement=agreement.top1_agreement,
         recall10_overlap=agreement.recall10_overlap,
-        worst_inputs=tuple(f"{names[i]} ({agreement.cosine[i]:.6f})" for i in worst),
+        worst_inputs=tuple(f"{names[i % len(names)]} ({agreement.cosine[i]:.6f})" for i in worst),
         passed=bool(
             sound
             and agreement.cosine.min() >= MIN_COSINE[options.precision]
@@ -119,7 +132,7 @@ def check(
     )
 
 
-def verify(bundle: Bundle, targets: Sequence[Target] | None = None, threads: int = 2) -> tuple[ParityInfo, ...]:
+def verify(bundle: Bundle, targets: Sequence[Target] | None = None, threads: int = 1) -> tuple[ParityInfo, ...]:
     """Run the artifacts of an opened bundle in their runtimes on the verification set and judge them.
 
     The inputs are prepared as the manifest says, from the package's own pictures and captions, so a wrong manifest fails as well.
@@ -128,19 +141,23 @@ def verify(bundle: Bundle, targets: Sequence[Target] | None = None, threads: int
         MissingToolError: A runtime is not installed.
     """
     manifest = bundle.manifest
+    if manifest.dataset_sha256 != dataset_sha256():
+        raise BundleError(f"{bundle.path}: was verified on another set of pictures and captions; export it again with this version")
     reference = {"image": bundle.reference("image"), "text": bundle.reference("text")}
     inputs: dict[str, npt.NDArray[np.generic]] = {}
     results = []
     for artifact in manifest.artifacts:
         if targets and artifact.target not in targets:
             continue
-        tower = artifact.tower
+        tower, batch = artifact.tower, artifact.input.shape[0]
         if tower not in inputs:
             inputs[tower] = image_inputs(manifest.preprocess) if tower == "image" else text_inputs(bundle.tokenizer())
         session = runtimes.load(bundle, artifact.target, tower, threads)
-        outputs = runtimes.embed(session, inputs[tower], artifact.input.shape[0])
-        other = reference["text" if tower == "image" else "image"]
-        results.append(check(artifact, session.engine, outputs, reference[tower], other, manifest.options))
+        rows = filled(len(inputs[tower]), batch)
+        outputs = runtimes.embed(session, inputs[tower][rows], batch)
+        others = reference["text" if tower == "image" else "image"]
+        norms = bundle.reference_norms(tower)[rows]
+        results.append(check(artifact, session.engine, outputs, reference[tower][rows], others, manifest.options, norms))
         del session
     return tuple(results)
 

@@ -21,15 +21,16 @@ from torch import Tensor, nn
 
 from mobileclip import checkpoints
 from mobileclip.export import runtimes
-from mobileclip.export.bundle import ArtifactInfo, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower
+from mobileclip.export.bundle import ArtifactInfo, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower, file_entries
 from mobileclip.export.export import embed, plan_for
 from mobileclip.export.exporter import SUFFIX, exporter
 from mobileclip.export.graph import Plan, fold_affine
 from mobileclip.export.verify.dataset import pictures
-from mobileclip.export.verify.gate import check, image_inputs, text_inputs
+from mobileclip.export.verify.gate import check, filled, image_inputs, text_inputs
 from mobileclip.sources import Model, from_checkpoint
 from mobileclip.specs import CLIP_MEAN, CLIP_STD, REGISTRY, PreprocessSpec
 from mobileclip.tokenizer import Tokenizer
+from mobileclip.zeroshot import normalized
 
 Inputs = npt.NDArray[np.generic]
 
@@ -43,7 +44,7 @@ def healthy(*, causal: bool = False) -> tuple[Model, dict[Tower, npt.NDArray[np.
     spec = replace(nano, embed_dim=text.width, text=text, preprocess=replace(nano.preprocess, mean=CLIP_MEAN, std=CLIP_STD))
     model = from_checkpoint(checkpoints.recipe_checkpoint(spec), "deterministic recipe")
     inputs = image_inputs(_info(model.preprocess)), text_inputs(model.tokenizer)
-    return model, {"image": embed(model.image, inputs[0]), "text": embed(model.text, inputs[1])}
+    return model, {"image": normalized(embed(model.image, inputs[0])), "text": normalized(embed(model.text, inputs[1]))}
 
 
 class Before(nn.Module):
@@ -139,6 +140,10 @@ def _through_fp16(tokens: Tensor) -> Tensor:
     return tokens.to(torch.float16).to(torch.int32).clamp(max=49407)
 
 
+def _last_rows_swapped(embedding: Tensor) -> Tensor:
+    return torch.cat([embedding[:-2], embedding[:2]])
+
+
 def _nearest(spec: PreprocessSpec) -> Inputs:
     """Shortest side to the resolution by nearest neighbour, then the centre crop."""
     rows = []
@@ -194,6 +199,7 @@ MUTANTS: dict[str, Mutant] = {
     "constant output": Mutant("image", net=lambda t: After(t, lambda e: e * 0 + 1)),
     "output with NaN": Mutant("text", net=lambda t: After(t, lambda e: e / (e - e))),
     "one row for the whole batch": Mutant("text", net=OnlyFirst, batch=2),
+    "last rows of a large batch wrong": Mutant("text", net=lambda t: After(t, _last_rows_swapped), batch=96),
 }  # fmt: skip
 
 
@@ -221,13 +227,15 @@ def judge(mutant: Mutant, folder: Path, target: Target = "onnx", precision: Prec
     path = folder / f"{tower}{SUFFIX[target]}"
     written = exporter(target).export(net, plan, path)
     artifact = ArtifactInfo(
-        target=target, tower=tower, backend=written.backend, path=path.name, files=(), input=plan.input, output=plan.output,
+        target=target, tower=tower, backend=written.backend, path=path.name,
+        files=file_entries(folder, path), input=plan.input, output=plan.output,
         fp32_operators=(), not_delegated={},
     )  # fmt: skip
     session = runtimes.load_artifact(folder, artifact)
-    outputs = runtimes.embed(session, given, mutant.batch)
+    rows = filled(len(given), mutant.batch)
+    outputs = runtimes.embed(session, given[rows], mutant.batch)
     others = reference["text" if tower == "image" else "image"]
-    return check(artifact, session.engine, outputs, reference[tower], others, options)
+    return check(artifact, session.engine, outputs, reference[tower][rows], others, options)
 
 
 def _info(spec: PreprocessSpec) -> PreprocessInfo:

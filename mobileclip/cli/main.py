@@ -68,7 +68,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was published", 130)
+        _fail("interrupted", 130)
     except MobileClipError as e:
         _fail(str(e), e.exit_code)
     except OSError as e:

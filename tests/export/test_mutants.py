@@ -13,10 +13,10 @@ def test_there_are_enough_mutants():
     assert {m.tower for m in MUTANTS.values()} == {"image", "text"}
 
 
+@pytest.mark.parametrize("batch", [1, 96])
 @pytest.mark.parametrize("tower", ["image", "text"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_healthy_export_passes(tower, precision, tmp_path):
-    assert judge(Mutant(tower), tmp_path, precision=precision).passed
+def test_a_healthy_export_passes(tower, batch, tmp_path):
+    assert judge(Mutant(tower, batch=batch), tmp_path).passed
 
 
 @pytest.mark.parametrize("name", MUTANTS)

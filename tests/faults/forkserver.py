@@ -1,4 +1,4 @@
-"""A warm process that runs the real command line in forks of itself, so that a hundred exports need not import everything a hundred times."""
+"""A warm process that runs the real command line in forks of itself: a hundred exports need not import everything a hundred times."""
 
 from __future__ import annotations
 
