@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from mobileclip.errors import BundleError, MissingToolError
 from mobileclip.export.bundle import ArtifactInfo
 from mobileclip.export.runtimes import Array
-from mobileclip.files import require
+from mobileclip.files import reading, require
 
 
 class ExecutorchSession:
@@ -23,6 +24,9 @@ class ExecutorchSession:
     def __init__(self, path: Path, artifact: ArtifactInfo, threads: int) -> None:
         import torch
 
+        with reading(path), path.open("rb") as f:
+            if not re.fullmatch(rb"ET\d\d", f.read(8)[4:]):  # the runtime's own message about this would end the process
+                raise BundleError(f"{path}: the ExecuTorch runtime refuses it (not a program); export again")
         with _silent():
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime, Verification

@@ -29,6 +29,9 @@ class OnnxSession:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:
             raise BundleError(f"{path}: ONNX Runtime refuses it ({str(e).splitlines()[0]}); export again") from None
+        given = [(i.name, tuple(i.shape)) for i in self._session.get_inputs()]
+        if given != [(artifact.input.name, artifact.input.shape)] or len(self._session.get_outputs()) != 1:
+            raise BundleError(f"{path}: takes {given}, the manifest says {artifact.input.name} {list(artifact.input.shape)}; export again")
         self._input = artifact.input.name
         self.engine = f"onnxruntime {ort.__version__}"
 

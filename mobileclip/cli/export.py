@@ -14,7 +14,7 @@ from mobileclip.specs import DEFAULT_MODEL
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="Variant, checkpoint file, open_clip:NAME[/TAG], or untrained:VARIANT.", metavar="[NAME_OR_CHECKPOINT]")
+        str, typer.Argument(help="Variant, checkpoint file, open_clip:NAME[/TAG], or untrained:VARIANT.", metavar="NAME_OR_CHECKPOINT")
     ] = DEFAULT_MODEL,
     target: Annotated[list[str] | None, typer.Option(help="onnx, coreml, executorch or all; may be repeated.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",

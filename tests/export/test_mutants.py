@@ -29,6 +29,6 @@ def test_a_broken_export_is_refused(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["coreml", "executorch"])
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", list(MUTANTS)[::3])
 def test_a_broken_export_is_refused_by_every_target(name, target, tmp_path):
     assert not judge(MUTANTS[name], tmp_path, target).passed
