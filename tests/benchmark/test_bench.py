@@ -19,7 +19,7 @@ from mobileclip.benchmark.compare import compare
 from mobileclip.benchmark.devices import host
 from mobileclip.benchmark.protocol import BenchRequest, BenchRun, DeviceError
 from mobileclip.errors import BundleError, InputError, MissingToolError
-from mobileclip.export.bundle import ArtifactInfo, TensorInfo
+from mobileclip.export.bundle import ArtifactInfo, FileEntry, TensorInfo
 
 QUICK = {"seconds": 0.02, "samples": 40, "warmup_runs": 10}
 CLI = [sys.executable, "-c", "from mobileclip.cli import main as m; m.COMMANDS = ('bench', 'compare', 'report'); m.main()"]
@@ -77,9 +77,11 @@ def test_coreml_is_never_timed_off_a_mac(build_bundle: Callable[..., Path], tmp_
     if sys.platform == "darwin":
         return
     tensor = TensorInfo(name="image", dtype="float32", shape=(1, 3, 64, 64))
+    output = TensorInfo(name="embedding", dtype="float32", shape=(1, 16))
+    shared = FileEntry(path="image.onnx", size_bytes=0, sha256="0" * 64)  # the bundle's own entry takes its place
     extra = ArtifactInfo(
-        target="coreml", tower="image", backend="coreml", path="", files=(), input=tensor, output=tensor, fp32_operators=(),
-        not_delegated={},
+        target="coreml", tower="image", backend="coreml", path=shared.path, files=(shared,), input=tensor, output=output,
+        fp32_operators=(), not_delegated={},
     )  # fmt: skip
     folder = build_bundle(tmp_path / "b", extra=(extra,))
     found = bench([folder], towers=["image"], **QUICK)
