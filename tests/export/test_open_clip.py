@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mobileclip.errors import InputError
-from mobileclip.export.bundle import TARGETS, Bundle
+from mobileclip.export.bundle import Bundle
 from mobileclip.export.verify.dataset import captions
 from mobileclip.sources import load_model
 
@@ -36,9 +36,9 @@ def test_export_of_a_small_open_clip_model(bundle_of):
 
 
 @pytest.mark.slow
-def test_export_of_vit_b_32_to_every_target(bundle_of):
-    bundle = Bundle.open(bundle_of("open_clip:ViT-B-32", TARGETS))
-    assert len(bundle.manifest.parity) == 6
+def test_export_of_vit_b_32(bundle_of):
+    bundle = Bundle.open(bundle_of("open_clip:ViT-B-32", ("onnx",)))
+    assert len(bundle.manifest.parity) == 2
     assert all(p.passed for p in bundle.manifest.parity)
 
 
