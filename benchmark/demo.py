@@ -11,7 +11,7 @@ from pathlib import Path
 from mobileclip.benchmark import bench, report
 from mobileclip.benchmark.protocol import BenchResult
 from mobileclip.benchmark.report import Prediction
-from mobileclip.export.bundle import PRECISIONS, TARGETS, TOWERS, Bundle, Options
+from mobileclip.export.bundle import PRECISIONS, Bundle, Options
 from mobileclip.export.encoder import from_bundle
 from mobileclip.export.export import export_bundle
 from mobileclip.export.verify.dataset import photograph
@@ -48,16 +48,7 @@ def run(source: str, out: Path, progress: Callable[[str], None]) -> Demo:
     model = load_model(checkpoint)
     bundles = []
     for precision in PRECISIONS:
-        options = Options(
-            targets=TARGETS,
-            towers=TOWERS,
-            precision=precision,
-            batch=1,
-            normalize=True,
-            bake_preprocessing=False,
-            executorch_backend="xnnpack",
-        )
-        bundles.append(export_bundle(model, options, out / f"{model.name}-{precision}", progress))
+        bundles.append(export_bundle(model, Options(precision=precision), out / f"{model.name}-{precision}", progress))
     measured = bench.bench([b.path for b in bundles], progress=progress)
     results = out / "results"
     bench.save(measured, results)

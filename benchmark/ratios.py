@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mobileclip.errors import InputError
+from mobileclip.export.bundle import PRECISIONS, TOWERS, Options, PreprocessInfo, Target, Tower
 from mobileclip.specs import ModelSpec, get_spec
 
 VARIANTS = ("mobileclip2_s0", "mobileclip2_s2", "mobileclip2_b")
@@ -36,7 +37,6 @@ class Way:
     name: str
     run: Callable[[], Any]
     ours: bool
-    precision: str = "fp32"
     latency_ms: list[float] = field(default_factory=list)
 
     @property
@@ -70,15 +70,14 @@ def macs(net: Any, example: Any) -> float:
     return counter.get_total_flops() / 2
 
 
-def ways_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float]:
+def ways_of(spec: ModelSpec, tower: Tower, folder: Path) -> tuple[list[Way], float]:
     """All ways to run a tower, and its multiply-accumulates in fused form."""
     import open_clip
     import torch
 
     from mobileclip.export import runtimes
-    from mobileclip.export.bundle import ArtifactInfo, Options, PreprocessInfo, Target, file_entries
     from mobileclip.export.export import plan_for
-    from mobileclip.export.exporter import SUFFIX, exporter
+    from mobileclip.export.exporter import write
     from mobileclip.export.graph import fold_affine
     from mobileclip.sources import load_model
 
@@ -103,7 +102,7 @@ def ways_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float
     their_example = example if image else example.long()
     plain = folder / f"{tower}-open_clip.onnx"
     torch.onnx.export(their_net, (their_example,), str(plain), dynamo=True, verbose=False)
-    paths = [
+    ways = [
         Way("open_clip eager", eager(their_net, their_example), ours=False),
         Way("open_clip torch.onnx.export", _ort(plain, their_example.numpy()), ours=False),
         Way("fused eager", eager(net, example), ours=True),
@@ -112,24 +111,11 @@ def ways_of(spec: ModelSpec, tower: str, folder: Path) -> tuple[list[Way], float
     preprocess = PreprocessInfo(**spec.preprocess.__dict__, baked=False)
     targets: tuple[Target, ...] = ("onnx", "executorch")
     for target in targets:
-        for precision in ("fp32", "fp16"):
-            options = Options.model_validate(
-                {
-                    "targets": (target,), "towers": (tower,), "precision": precision, "batch": 1, "normalize": True,
-                    "bake_preprocessing": False, "executorch_backend": "xnnpack",
-                }
-            )  # fmt: skip
-            plan = plan_for("image" if image else "text", spec.embed_dim, options, preprocess, value)
-            path = folder / f"{tower}-{precision}{SUFFIX[target]}"
-            written = exporter(target).export(folded, plan, path)
-            artifact = ArtifactInfo(
-                target=target, tower=plan.tower, backend=written.backend, path=path.name,
-                files=file_entries(folder, path), input=plan.input, output=plan.output,
-                fp32_operators=(), not_delegated={},
-            )  # fmt: skip
-            session = runtimes.load_artifact(folder, artifact, threads=1)
-            paths.append(Way(f"{target} {precision}", _bound(session, value), ours=True, precision=precision))
-    return paths, macs(net, example)
+        for precision in PRECISIONS:
+            plan = plan_for(tower, spec.embed_dim, Options(precision=precision), preprocess, value)
+            session = runtimes.load_artifact(folder, write(target, folded, plan, folder), threads=1)
+            ways.append(Way(f"{target} {precision}", _bound(session, value), ours=True))
+    return ways, macs(net, example)
 
 
 def _bound(session: Any, value: Any) -> Callable[[], Any]:
@@ -203,7 +189,7 @@ def tables(names: Sequence[str], progress: Callable[[str], None], rounds: int = 
         if spec.name not in OPEN_CLIP_NAMES:
             raise InputError(f"{spec.name} has no twin in open_clip to compare with; known: {', '.join(OPEN_CLIP_NAMES)}")
     for spec in specs:
-        for tower in ("image", "text"):
+        for tower in TOWERS:
             progress(f"{spec.name} {tower}: exporting")
             with tempfile.TemporaryDirectory() as folder:
                 ways, work = ways_of(spec, tower, Path(folder))

@@ -13,6 +13,7 @@ from mobileclip.benchmark.protocol import BenchRequest, BenchResult
 from mobileclip.export.bundle import Manifest
 from mobileclip.files import write_bytes
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILES: dict[str, type[BaseModel]] = {
     "bench_request.schema.json": BenchRequest,
     "bench_result.schema.json": BenchResult,
@@ -24,7 +25,7 @@ def schemas() -> dict[str, bytes]:
     """File name -> content, the same bytes for the same models."""
     found = {}
     for name, model in FILES.items():
-        schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+        schema: dict[str, Any] = {"$schema": DIALECT, **model.model_json_schema(mode="serialization")}
         found[name] = json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
     return found
 

@@ -5,13 +5,9 @@ Schema: `conformance/manifest.schema.json`, generated from the models below.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -19,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mobileclip.errors import BundleError, InputError, MobileClipError
-from mobileclip.files import STAGING_PREFIX, canonical_json, fsync, reading, remove_tree, sha256_file, write_bytes, writing
+from mobileclip.errors import BundleError, InputError
+from mobileclip.files import canonical_json, reading, sha256_file, write_bytes
 from mobileclip.specs import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -41,7 +37,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, json_schema_serialization_defaults_required=True)
 
 
 def _inside_the_bundle(path: str) -> str:
@@ -115,14 +111,14 @@ class TokenizerInfo(_Strict):
 class Options(_Strict):
     """What was asked of the export."""
 
-    targets: tuple[Target, ...]
-    towers: tuple[Tower, ...]
-    precision: Precision
-    batch: int = Field(ge=1)
-    normalize: bool
+    targets: tuple[Target, ...] = TARGETS
+    towers: tuple[Tower, ...] = TOWERS
+    precision: Precision = "fp32"
+    batch: int = Field(default=1, ge=1)
+    normalize: bool = True
     """L2 normalisation inside the graph."""
-    bake_preprocessing: bool
-    executorch_backend: Literal["xnnpack", "coreml"]
+    bake_preprocessing: bool = False
+    executorch_backend: Literal["xnnpack", "coreml"] = "xnnpack"
 
 
 class ArtifactInfo(_Strict):
@@ -353,55 +349,3 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Seal and write `manifest.json`."""
     text = json.dumps(manifest.sealed().model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_bytes(folder / MANIFEST, text.encode() + b"\n")
-
-
-@contextlib.contextmanager
-def publishing(final: Path) -> Iterator[Path]:
-    """Yield a staging folder beside `final`; on success it takes the final name in one rename, on any error it is removed.
-
-    The caller holds `locked(final)`. Whatever a killed process left behind is cleaned up first: a folder under the final name is always
-    whole.
-
-    Raises:
-        InputError: `final` exists and is not a bundle.
-        StorageError: The disk is full or read-only.
-    """
-    with writing(final):
-        prefix = f"{STAGING_PREFIX}{final.name}-"
-        previous = final.with_name(f"{prefix}previous")
-        if previous.exists() and not final.exists():
-            previous.rename(final)  # killed between the two renames below
-        # exactly what `mkdtemp` makes: the prefix of bundle "a" also begins the staging folders of a bundle "a-b"
-        ours = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")
-        for leftover in [p for p in final.parent.iterdir() if ours.fullmatch(p.name)]:
-            remove_tree(leftover)
-        if os.path.lexists(final) and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
-            raise InputError(f"{final}: exists and is not a bundle; choose another folder with -o")
-        if Path.cwd().is_relative_to(os.path.abspath(final)):  # replacing it would leave the user's shell in a removed folder
-            raise InputError(f"{final}: is the current folder; choose another folder with -o")
-        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
-        try:
-            staging.chmod(0o755)
-            yield staging
-            _sync_tree(staging)
-            if final.exists():
-                final.rename(previous)
-            try:
-                staging.rename(final)
-            except BaseException:
-                if previous.exists():
-                    previous.rename(final)
-                raise
-            fsync(final.parent)
-            remove_tree(previous)
-        except MobileClipError as e:  # name the folder that the user knows
-            raise type(e)(str(e).replace(str(staging), str(final))) from e
-        finally:
-            remove_tree(staging)
-
-
-def _sync_tree(folder: Path) -> None:
-    for root, _, files in os.walk(folder):
-        for name in files:
-            fsync(Path(root, name))
-        fsync(Path(root))

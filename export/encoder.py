@@ -246,11 +246,10 @@ def open_encoder(source: str = DEFAULT_MODEL, runtime: str | None = None) -> Enc
 
 
 def _first_runnable(bundle: Bundle) -> Target:
-    """The first target whose artifacts all run here; CoreML's interpreter, which is slow, only when there is nothing else."""
-    mac = sys.platform == "darwin"
-    needs_mac = {a.target for a in bundle.manifest.artifacts if a.target == "executorch" and a.backend == "coreml"}
-    for target in sorted(bundle.targets, key=lambda t: t == "coreml" and not mac):
-        if importlib.util.find_spec(_PACKAGES[target]) is not None and (mac or target not in needs_mac):
+    """The first target that is installed; CoreML's interpreter, which is slow, only when there is nothing else."""
+    interpreted = {a.target for a in bundle.manifest.artifacts if a.backend == "coreml" and sys.platform != "darwin"}
+    for target in sorted(bundle.targets, key=lambda t: t in interpreted):
+        if importlib.util.find_spec(_PACKAGES[target]) is not None:
             return target
     first = bundle.targets[0]
     raise MissingToolError(f"{bundle.path}: nothing in it can run here; install a runtime with: pip install 'mobileclip-toolkit[{first}]'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 from torch import nn
 
+from mobileclip.export import coreml
 from mobileclip.export.bundle import TensorInfo
+from mobileclip.export.coreml_delegate import extract, reproducible, wholly_lowered
 from mobileclip.export.exporter import Written
 from mobileclip.export.graph import Plan, traced
-from mobileclip.files import require, staged_file
+from mobileclip.files import staged_file
 
 
 def export(tower: nn.Module, plan: Plan, path: Path) -> Written:
@@ -33,6 +36,8 @@ def export(tower: nn.Module, plan: Plan, path: Path) -> Written:
         lowered = edge.to_executorch()
     with staged_file(path) as tmp:
         tmp.write_bytes(lowered.buffer)
+        if plan.executorch_backend == "coreml" and (blob := wholly_lowered(tmp)):
+            tmp.write_bytes(reproducible(lowered.buffer, blob))
     delegated = {"executorch_call_delegate", "getitem"}
     return Written(
         backend=plan.executorch_backend,
@@ -45,7 +50,6 @@ def _partitioner(plan: Plan) -> Any:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
         return XnnpackPartitioner()
-    require("coremltools", "executorch", "the CoreML delegate")
     import coremltools as ct
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
@@ -94,13 +98,16 @@ def interface(path: Path) -> tuple[TensorInfo, TensorInfo]:
 
 
 def broken_rules(path: Path) -> list[str]:
-    """Graph rules that the finished program breaks, as far as they show outside the delegates."""
+    """Graph rules that the finished program breaks: inside the CoreML delegate, or else as far as they show outside XNNPACK's."""
     from executorch.exir._serialize._program import deserialize_pte_binary
     from executorch.exir.schema import Tensor as EdgeTensor
     from executorch.exir.schema import TensorShapeDynamism
 
     plan = deserialize_pte_binary(path.read_bytes()).program.execution_plan[0]
     broken = [f"{op.name}" for op in plan.operators if "argmax" in op.name]
+    if wholly_lowered(path):
+        with tempfile.TemporaryDirectory() as folder:
+            broken += coreml.broken_rules(extract(path, Path(folder))[0])
     tensors = [v.val for v in plan.values if isinstance(v.val, EdgeTensor)]
     if any(t.shape_dynamism != TensorShapeDynamism.STATIC for t in tensors):
         broken.append("a shape is not static")

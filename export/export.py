@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,27 +20,28 @@ from mobileclip.export.bundle import (
     REFERENCE,
     TOKENIZER,
     TOWERS,
-    ArtifactInfo,
     Bundle,
     Manifest,
     ModelInfo,
     Options,
     ParityInfo,
     PreprocessInfo,
+    Target,
     TensorInfo,
     TokenizerInfo,
     Tower,
-    file_entries,
     file_entry,
-    publishing,
     write_manifest,
 )
+from mobileclip.export.publishing import publishing
 from mobileclip.export.verify.dataset import dataset_sha256
 from mobileclip.files import locked
 from mobileclip.sources import Model
 from mobileclip.zeroshot import normalized
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mobileclip.export.graph import Plan
 
 Progress = Callable[[str], None]
@@ -68,8 +69,7 @@ def export_bundle(model: Model, options: Options, out: Path, progress: Progress,
     """
     from mobileclip.export.exporter import check_packages
 
-    for target in options.targets:
-        check_packages(target)
+    check_packages(options)
     out = Path(os.path.abspath(out))  # resolves `.` and `..` but keeps links
     if not out.name:
         raise InputError(f"{out}: a bundle needs a folder of its own; choose one with -o")
@@ -109,6 +109,9 @@ def _tools() -> dict[str, str]:
 def _write(model: Model, options: Options, folder: Path, progress: Progress) -> None:
     from safetensors.numpy import save_file
 
+    from mobileclip.export.exporter import write
+    from mobileclip.export.graph import fold_affine
+    from mobileclip.export.precision import by_sensitivity, fp32_layers
     from mobileclip.export.verify.gate import image_inputs, input_names, require_passed, text_inputs, verify
 
     preprocess = PreprocessInfo(**asdict(model.preprocess), baked=options.bake_preprocessing)
@@ -127,9 +130,19 @@ def _write(model: Model, options: Options, folder: Path, progress: Progress) -> 
     save_file(reference | {f"{t}.norm": np.linalg.norm(raw[t], axis=1) for t in TOWERS}, folder / REFERENCE)
     save_file(_golden(inputs, reference if options.normalize else raw), folder / GOLDEN)
     model.tokenizer.save(folder / TOKENIZER)
-    artifacts = [
-        a for tower in options.towers for a in _export_tower(model, tower, options, preprocess, inputs, reference, folder, progress)
-    ]
+    nets = {tower: fold_affine(model.image if tower == "image" else model.text) for tower in options.towers}
+    plans: dict[Tower, Plan] = {}
+    artifacts = []
+    for tower, net in nets.items():
+        plan = plan_for(tower, model.embed_dim, options, preprocess, inputs[tower])
+        if plan.half:
+            progress(f"{tower} tower: finding the layers that need fp32")
+            pinned = fp32_layers(net, plan, inputs[tower], reference[tower], reference["text" if tower == "image" else "image"])
+            plan = replace(plan, fp32_layers=pinned)
+        plans[tower] = plan
+        for target in options.targets:
+            progress(f"{tower} tower: exporting {target} {options.precision}")
+            artifacts.append(write(target, net, plan, folder))
     manifest = Manifest(
         toolkit_version=__version__,
         model=ModelInfo(
@@ -156,9 +169,39 @@ def _write(model: Model, options: Options, folder: Path, progress: Progress) -> 
     parity: list[ParityInfo] = []
     for target in options.targets:
         progress(f"verifying {target}")
-        parity += verify(Bundle(folder, manifest), [target])
+        for result in verify(Bundle(folder, manifest), [target]):
+            tower = result.tower
+            if not result.passed and plans[tower].half:
+                progress(f"{tower} tower: finding the layers that {target} needs in fp32")
+                order = by_sensitivity(nets[tower], plans[tower], inputs[tower], reference[tower])
+                manifest, result = _repaired(manifest, folder, target, nets[tower], plans[tower], order, result)
+            parity.append(result)
     require_passed(parity, options.precision)
     write_manifest(folder, manifest.model_copy(update={"parity": tuple(parity)}))
+
+
+def _repaired(
+    manifest: Manifest, folder: Path, target: Target, net: nn.Module, plan: Plan, order: Sequence[str], failed: ParityInfo
+) -> tuple[Manifest, ParityInfo]:
+    """Export one artifact again with as few more layers in fp32 as its runtime needs; some round more than torch does."""
+    from mobileclip.export.exporter import write
+    from mobileclip.export.graph import layers
+    from mobileclip.export.precision import fewest
+    from mobileclip.export.verify.gate import verify
+
+    result = failed
+
+    def passes(pinned: Sequence[str]) -> bool:
+        nonlocal manifest, result
+        chosen = tuple(name for name in layers(net) if name in {*plan.fp32_layers, *pinned})
+        artifact = write(target, net, replace(plan, fp32_layers=chosen), folder)
+        artifacts = tuple(artifact if a.path == artifact.path else a for a in manifest.artifacts)
+        manifest = manifest.model_copy(update={"artifacts": artifacts})
+        (result,) = verify(Bundle(folder, manifest), [target], [plan.tower])
+        return result.passed
+
+    fewest(order, passes)
+    return manifest, result
 
 
 def plan_for(tower: Tower, embed_dim: int, options: Options, preprocess: PreprocessInfo, inputs: npt.NDArray[np.generic]) -> Plan:
@@ -175,49 +218,6 @@ def plan_for(tower: Tower, embed_dim: int, options: Options, preprocess: Preproc
         half=options.precision == "fp16",
         executorch_backend=options.executorch_backend,
     )
-
-
-def _export_tower(
-    model: Model,
-    tower: Tower,
-    options: Options,
-    preprocess: PreprocessInfo,
-    inputs: dict[Tower, npt.NDArray[np.generic]],
-    reference: dict[str, npt.NDArray[np.float32]],
-    folder: Path,
-    progress: Progress,
-) -> list[ArtifactInfo]:
-    from mobileclip.export.exporter import SUFFIX, write
-    from mobileclip.export.graph import fold_affine
-    from mobileclip.export.precision import fp32_layers
-
-    value = inputs[tower]
-    net = fold_affine(model.image if tower == "image" else model.text)
-    plan = plan_for(tower, model.embed_dim, options, preprocess, value)
-    if plan.half:
-        progress(f"{tower} tower: finding the layers that need fp32")
-        others = reference["text" if tower == "image" else "image"]
-        plan = replace(plan, fp32_layers=fp32_layers(net, plan, value, reference[tower], others))
-    artifacts = []
-    for target in options.targets:
-        progress(f"{tower} tower: exporting {target} {options.precision}")
-        path = folder / f"{tower}{SUFFIX[target]}"
-        written = write(target, net, plan, path)
-        artifacts.append(
-            ArtifactInfo(
-                target=target,
-                tower=tower,
-                backend=written.backend,
-                path=path.name,
-                files=file_entries(folder, path),
-                input=plan.input,
-                output=plan.output,
-                fp32_operators=plan.fp32_layers,
-                not_delegated=written.not_delegated,
-                unhashed=written.unhashed,
-            )
-        )
-    return artifacts
 
 
 def embed(tower: object, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

@@ -113,6 +113,16 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
+def _sum_in_fp32(module: nn.Module) -> None:
+    """Let every LayerNorm of an fp16 tower compute in fp32: a sum of squares soon exceeds what fp16 holds, and not every runtime's kernel
+    takes care of that."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.LayerNorm):
+            setattr(module, name, InFp32(child.float()))
+        elif not isinstance(child, InFp32):
+            _sum_in_fp32(child)
+
+
 def layers(tower: nn.Module) -> list[str]:
     """Names of the layers that can be kept in fp32 one by one, in order: the members of the tower's lists of blocks, and what stands
     beside those lists."""
@@ -161,6 +171,7 @@ class Graph(nn.Module):
             for name in plan.fp32_layers:
                 parent, _, child = name.rpartition(".")
                 setattr(self.tower.get_submodule(parent), child, InFp32(copy.deepcopy(tower.get_submodule(name))))
+            _sum_in_fp32(self.tower)
         self.eval()
 
     def embed(self, value: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,19 +35,14 @@ def fp32_layers(
     Raises:
         GateError: Not even with every layer in fp32 does the gate hold.
     """
-    kind = ImageGraph if plan.tower == "image" else TextGraph
 
     def holds(pinned: Sequence[str]) -> bool:
-        graph = kind(tower, replace(plan, fp32_layers=tuple(pinned)), half=True)
         outputs: list[npt.NDArray[np.float32]] = []
-        for start in range(0, len(inputs), BATCH):
-            with torch.no_grad():
-                got = normalized(graph(torch.from_numpy(inputs[start : start + BATCH])).numpy())
-            cosine = (got * reference[start : start + BATCH]).sum(1)
+        for got, cosine in _run(tower, replace(plan, fp32_layers=tuple(pinned)), inputs, reference):
             if not (cosine >= TARGET_COSINE).all():  # NaN is not
                 return False
             outputs.append(got)
-        agreement = compare(reference, np.concatenate(outputs), others)
+        agreement = compare(reference, np.concatenate(outputs), others, "fp16")
         return agreement.top1_agreement >= MIN_TOP1_AGREEMENT and agreement.recall10_overlap >= MIN_RECALL10_OVERLAP
 
     if holds(()):
@@ -56,6 +51,39 @@ def fp32_layers(
     if not holds(everything):
         raise GateError(f"fp16 does not hold for the {plan.tower} tower even with all {len(everything)} layers in fp32; export fp32")
     return tuple(_smallest(everything, holds))
+
+
+def _run(
+    tower: nn.Module, plan: Plan, inputs: npt.NDArray[np.generic], reference: npt.NDArray[np.float32]
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Normalised embeddings by torch at the plan's precision and their cosines with the reference, batch by batch."""
+    graph = (ImageGraph if plan.tower == "image" else TextGraph)(tower, plan, half=True)
+    for start in range(0, len(inputs), BATCH):
+        with torch.no_grad():
+            got = normalized(graph(torch.from_numpy(inputs[start : start + BATCH])).numpy())
+        yield got, (got * reference[start : start + BATCH]).sum(1)
+
+
+def by_sensitivity(tower: nn.Module, plan: Plan, inputs: npt.NDArray[np.generic], reference: npt.NDArray[np.float32]) -> tuple[str, ...]:
+    """Layers that the plan leaves in fp16, those first that cost the most cosine when they alone are in fp16."""
+    everything = layers(tower)
+
+    def cost(layer: str) -> float:
+        alone = replace(plan, fp32_layers=tuple(name for name in everything if name != layer))
+        _, cosine = next(_run(tower, alone, inputs, reference))
+        return float(np.nan_to_num(1 - cosine, nan=np.inf).mean())
+
+    return tuple(sorted((name for name in everything if name not in plan.fp32_layers), key=cost, reverse=True))
+
+
+def fewest(order: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> None:
+    """Bisect for the shortest beginning of `order` that passes; the empty one is known not to. The one found is tried last."""
+    low, high, last = 0, len(order), 0
+    while high - low > 1:
+        last = (low + high) // 2
+        low, high = (low, last) if passes(order[:last]) else (last, high)
+    if last != high:
+        passes(order[:high])
 
 
 def _smallest(pinned: list[str], holds: Callable[[Sequence[str]], bool]) -> list[str]:

@@ -27,6 +27,8 @@ def options_from(
         raise InputError(f"batch {batch} is out of range; give 1 to {MAX_BATCH}")
     if bake_preprocessing and batch != 1 and "coreml" in chosen and "image" in towers:
         raise InputError("CoreML takes one picture at a time when preprocessing is baked in; use --batch 1 or another target")
+    if bake_preprocessing and backend == "coreml" and "executorch" in chosen and "image" in towers:
+        raise InputError("the CoreML delegate takes no uint8 pixels; leave out --bake-preprocessing or use --backend xnnpack")
     return Options(
         targets=tuple(t for t in TARGETS if t in chosen),
         towers=cast(tuple[Tower, ...], towers),

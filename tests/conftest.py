@@ -56,11 +56,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from mobileclip.export.export import export_bundle
         from mobileclip.sources import load_model
 
-        defaults = {
-            "targets": targets, "towers": ("image", "text"), "precision": precision, "batch": 1, "normalize": True,
-            "bake_preprocessing": False, "executorch_backend": "xnnpack",
-        }  # fmt: skip
-        options = Options.model_validate(defaults | changes)
+        options = Options.model_validate({"targets": targets, "precision": precision, **changes})
         name = "-".join(
             [source.replace(":", "_").replace("/", "_"), *targets, precision, *(f"{k}_{v}" for k, v in sorted(changes.items()))]
         )

@@ -19,15 +19,15 @@ from mobileclip.files import require
 class InterpretedSession:
     """The reference interpreter: right to the stored precision, of no use for timing."""
 
-    def __init__(self, path: Path, artifact: ArtifactInfo, threads: int) -> None:
+    def __init__(self, package: Path, input_name: str, output_name: str, threads: int) -> None:
         from mobileclip.export.verify.mil import MilProgram
 
-        self._program, self._names = MilProgram.load(path, threads), (artifact.input.name, artifact.output.name)
+        self._program, self._input, self._output = MilProgram.load(package, threads), input_name, output_name
         self.engine = f"ML program interpreter {__version__}"
 
     def run(self, value: Array) -> npt.NDArray[np.float32]:
         """(batch, ...) -> (batch, embed_dim)."""
-        return np.asarray(self._program.run({self._names[0]: value})[self._names[1]], np.float32)
+        return np.asarray(self._program.run({self._input: value})[self._output], np.float32)
 
 
 class CoreMLSession:
@@ -56,4 +56,6 @@ class CoreMLSession:
 def load(path: Path, artifact: ArtifactInfo, threads: int) -> Session:
     """A session for the package at `path`."""
     require("coremltools", "coreml", "running CoreML artifacts")
-    return CoreMLSession(path, artifact) if sys.platform == "darwin" else InterpretedSession(path, artifact, threads)
+    if sys.platform == "darwin":
+        return CoreMLSession(path, artifact)
+    return InterpretedSession(path, artifact.input.name, artifact.output.name, threads)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mobileclip.errors import BundleError, MissingToolError
+from mobileclip.errors import BundleError
 from mobileclip.export.bundle import ArtifactInfo
-from mobileclip.export.runtimes import Array
+from mobileclip.export.runtimes import Array, Session
 from mobileclip.files import reading, require
 
 
@@ -32,10 +34,6 @@ class ExecutorchSession:
             from executorch.runtime import Runtime, Verification
 
             runtime = Runtime.get()
-            if artifact.backend == "coreml" and "CoreMLBackend" not in runtime.backend_registry.registered_backend_names:
-                raise MissingToolError(
-                    f"{path}: the CoreML delegate runs on a Mac or an iPhone only; export with --backend xnnpack to run it here"
-                )
             portable_lib._unsafe_reset_threadpool(threads)  # the only way to set the number of threads from Python
             try:
                 self._program = runtime.load_program(path, verification=Verification.InternalConsistency)
@@ -63,7 +61,18 @@ def _silent() -> Iterator[None]:
         os.close(null)
 
 
-def load(path: Path, artifact: ArtifactInfo, threads: int) -> ExecutorchSession:
-    """A session for the artifact at `path`."""
+def load(path: Path, artifact: ArtifactInfo, threads: int) -> Session:
+    """A session for the artifact at `path`; what was lowered to the CoreML delegate is interpreted where there is no CoreML."""
     require("executorch", "executorch", "running ExecuTorch artifacts")
+    if artifact.backend == "coreml" and sys.platform != "darwin":
+        return _interpreted(path, threads)
     return ExecutorchSession(path, artifact, threads)
+
+
+def _interpreted(path: Path, threads: int) -> Session:
+    from mobileclip.export.coreml_delegate import extract
+    from mobileclip.export.runtimes.coreml import InterpretedSession
+
+    require("coremltools", "coreml", "checking the CoreML delegate")
+    with tempfile.TemporaryDirectory() as folder:  # weights stay mapped into memory
+        return InterpretedSession(*extract(path, Path(folder)), threads)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mobileclip.errors import BundleError, GateError
 from mobileclip.export import runtimes
-from mobileclip.export.bundle import ArtifactInfo, Bundle, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower
+from mobileclip.export.bundle import TOWERS, ArtifactInfo, Bundle, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower
 from mobileclip.export.verify.dataset import captions, dataset_sha256, pictures
 from mobileclip.zeroshot import normalized
 
@@ -23,6 +23,8 @@ Embeddings = npt.NDArray[np.float32]
 MIN_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
 MIN_TOP1_AGREEMENT = 0.99
 MIN_RECALL10_OVERLAP = 0.99
+TIE: dict[Precision, float] = {"fp32": 1e-6, "fp16": 2**-11}
+"""Scores closer than this, the rounding of a number near 1 (a few roundings in fp32), are in no order at this precision."""
 LENGTH_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2}
 
 
@@ -56,20 +58,21 @@ class Agreement:
     recall10_overlap: float
 
 
-def compare(reference: Embeddings, got: Embeddings, others: Embeddings) -> Agreement:
+def compare(reference: Embeddings, got: Embeddings, others: Embeddings, precision: Precision) -> Agreement:
     """Compare normalised embeddings of one tower.
 
     Ranks are those of the other tower's reference embeddings, by cosine. A rank that the reference itself does not decide, because its
-    scores differ by no more than fp32 rounding (1e-6), is not counted against the artifact.
+    scores differ by no more than the precision's rounding (`TIE`), is not counted against the artifact.
 
     Args:
         reference: (N, D), the model's.
         got: (N, D), the artifact's.
         others: (M, D), the model's embeddings of the other tower.
+        precision: The artifact's.
     """
     a, b = reference.astype(np.float64), got.astype(np.float64)
     wanted, found = a @ others.T.astype(np.float64), b @ others.T.astype(np.float64)  # (N, M) scores
-    tie = 1e-6
+    tie = TIE[precision]
     first = np.take_along_axis(wanted, found.argmax(1)[:, None], 1)[:, 0]
     k = min(10, others.shape[0])
     tenth = np.sort(wanted, 1)[:, -k]
@@ -109,7 +112,7 @@ def check(
     if sound:
         lengths = np.linalg.norm(outputs, axis=1) / (1 if norms is None or options.normalize else norms)
         sound = bool((np.abs(lengths - 1) <= LENGTH_TOLERANCE[options.precision]).all())
-    agreement = compare(reference, unit, others)
+    agreement = compare(reference, unit, others, options.precision)
     names = input_names(artifact.tower)
     worst = np.argsort(agreement.cosine)[:3]
     return ParityInfo(
@@ -132,7 +135,9 @@ def check(
     )
 
 
-def verify(bundle: Bundle, targets: Sequence[Target] | None = None, threads: int = 1) -> tuple[ParityInfo, ...]:
+def verify(
+    bundle: Bundle, targets: Sequence[Target] | None = None, towers: Sequence[Tower] = TOWERS, threads: int = 1
+) -> tuple[ParityInfo, ...]:
     """Run the artifacts of an opened bundle in their runtimes on the verification set and judge them.
 
     The inputs are prepared as the manifest says, from the package's own pictures and captions, so a wrong manifest fails as well.
@@ -147,7 +152,7 @@ def verify(bundle: Bundle, targets: Sequence[Target] | None = None, threads: int
     inputs: dict[str, npt.NDArray[np.generic]] = {}
     results = []
     for artifact in manifest.artifacts:
-        if targets and artifact.target not in targets:
+        if artifact.tower not in towers or (targets and artifact.target not in targets):
             continue
         tower, batch = artifact.tower, artifact.input.shape[0]
         if tower not in inputs:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from mobileclip import checkpoints
 from mobileclip.export import runtimes
-from mobileclip.export.bundle import ArtifactInfo, Options, ParityInfo, Precision, PreprocessInfo, Target, Tower, file_entries
+from mobileclip.export.bundle import Options, ParityInfo, Precision, PreprocessInfo, Target, Tower
 from mobileclip.export.export import embed, plan_for
-from mobileclip.export.exporter import SUFFIX, exporter
+from mobileclip.export.exporter import write
 from mobileclip.export.graph import Plan, fold_affine
 from mobileclip.export.verify.dataset import pictures
 from mobileclip.export.verify.gate import check, filled, image_inputs, text_inputs
@@ -207,15 +207,7 @@ def judge(mutant: Mutant, folder: Path, target: Target = "onnx", precision: Prec
     """Export a broken tower, past the checks of its graph, and put its outputs before the gate."""
     tower = mutant.tower
     model, reference = healthy(causal=mutant.causal)
-    options = Options(
-        targets=(target,),
-        towers=(tower,),
-        precision=precision,
-        batch=mutant.batch,
-        normalize=True,
-        bake_preprocessing=False,
-        executorch_backend="xnnpack",
-    )
+    options = Options(targets=(target,), towers=(tower,), precision=precision, batch=mutant.batch)
     spec = model.preprocess
     given: Inputs
     if tower == "text":
@@ -224,13 +216,7 @@ def judge(mutant: Mutant, folder: Path, target: Target = "onnx", precision: Prec
         given = mutant.inputs(spec) if mutant.inputs else image_inputs(_info(mutant.preprocess(spec)))
     net = mutant.net(fold_affine(model.image if tower == "image" else model.text))
     plan = mutant.plan(plan_for(tower, model.embed_dim, options, _info(spec), given))
-    path = folder / f"{tower}{SUFFIX[target]}"
-    written = exporter(target).export(net, plan, path)
-    artifact = ArtifactInfo(
-        target=target, tower=tower, backend=written.backend, path=path.name,
-        files=file_entries(folder, path), input=plan.input, output=plan.output,
-        fp32_operators=(), not_delegated={},
-    )  # fmt: skip
+    artifact = write(target, net, plan, folder, check=False)
     session = runtimes.load_artifact(folder, artifact)
     rows = filled(len(given), mutant.batch)
     outputs = runtimes.embed(session, given[rows], mutant.batch)

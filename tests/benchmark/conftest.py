@@ -111,10 +111,7 @@ def _manifest(folder: Path, batch: int, extra: tuple[b.ArtifactInfo, ...]) -> b.
             logit_scale=100,
         ),
         embedding_space="2" * 64, embed_dim=EMBED_DIM,
-        options=b.Options(
-            targets=("onnx",), towers=("image", "text"), precision="fp32", batch=batch, normalize=False, bake_preprocessing=False,
-            executorch_backend="xnnpack",
-        ),
+        options=b.Options(targets=("onnx",), batch=batch, normalize=False),
         preprocess=PREPROCESS, tokenizer=b.TokenizerInfo(file=entry[b.TOKENIZER], context_length=CONTEXT),
         artifacts=artifacts + more, dataset_sha256=dataset_sha256(),
         reference=b.file_entry(folder, reference) if reference.exists() else entry[b.TOKENIZER],

@@ -104,6 +104,13 @@ def test_batches_that_cannot_be(batch, run, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_coreml_delegate_takes_no_pixels(run, tmp_path):
+    result = run("export", "--target", "executorch", "--backend", "coreml", "--bake-preprocessing", "-o", tmp_path / "b")
+    assert (result.code, result.error) == (
+        2, "error: the CoreML delegate takes no uint8 pixels; leave out --bake-preprocessing or use --backend xnnpack",
+    )  # fmt: skip
+
+
 def test_baked_coreml_takes_one_picture(run, tmp_path):
     result = run("export", "--target", "coreml", "--tower", "image", "--bake-preprocessing", "--batch", "2", "-o", tmp_path / "b")
     assert result.code == 2

@@ -19,6 +19,22 @@ def test_a_healthy_export_passes(tower, batch, tmp_path):
     assert judge(Mutant(tower, batch=batch), tmp_path).passed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("target", ["coreml", "executorch"])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_healthy_export_passes_everywhere(tower, target, precision, tmp_path):
+    assert judge(Mutant(tower), tmp_path, target, precision).passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("target", ["coreml", "executorch"])
+def test_a_broken_export_is_refused_everywhere(target, name, tmp_path):
+    parity = judge(MUTANTS[name], tmp_path, target, "fp16")
+    assert not parity.passed
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_export_is_refused(name, tmp_path):
     parity = judge(MUTANTS[name], tmp_path)

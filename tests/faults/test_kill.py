@@ -15,7 +15,8 @@ import forge
 import pytest
 from forkserver import EXPORT, command, command_in_full
 
-from mobileclip.export.bundle import Bundle, publishing
+from mobileclip.export.bundle import Bundle
+from mobileclip.export.publishing import publishing
 from mobileclip.files import STAGING_PREFIX, locked
 
 STEPS = {
