@@ -27,7 +27,7 @@ ROUNDS, WARMUP_RUNS = 25, 3
 OPEN_CLIP_NAMES = {
     name: f"MobileCLIP{'2' if name.startswith('mobileclip2') else ''}-{name.split('_')[1].upper()}" for name in (*VARIANTS, "mobileclip_s1")
 }
-MATMUL = 2048
+MATMUL = 1024
 
 
 @dataclass
@@ -45,13 +45,12 @@ class Way:
         return median(self.latency_ms)
 
 
-def matmul_gflops(size: int = MATMUL, runs: int = 5) -> float:
-    """This machine's fp32 matrix multiplication rate on one thread, 1e9 floating-point operations a second (best of `runs`)."""
+def _matmul() -> Way:
+    """A square fp32 matrix multiplication: what this machine can do, taken in turns with the rest."""
     import torch
 
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    best = min(_timed(lambda: a @ b) for _ in range(runs))
-    return 2 * size**3 / best / 1e6
+    a, b = torch.rand(MATMUL, MATMUL), torch.rand(MATMUL, MATMUL)
+    return Way("matrix multiplication", lambda: a @ b, ours=False)
 
 
 def _timed(run: Callable[[], Any]) -> float:
@@ -151,7 +150,12 @@ class Table:
     tower: str
     ways: list[Way]
     macs: float
-    gflops: float
+    matmul: Way
+
+    @property
+    def gflops(self) -> float:
+        """This machine's fp32 matrix multiplication rate on one thread in this run, 1e9 floating-point operations a second."""
+        return 2 * MATMUL**3 / self.matmul.p50_ms / 1e6
 
     @property
     def roofline_ms(self) -> float:
@@ -194,6 +198,6 @@ def tables(names: Sequence[str], progress: Callable[[str], None], rounds: int = 
             with tempfile.TemporaryDirectory() as folder:
                 ways, work = ways_of(spec, tower, Path(folder))
                 progress(f"{spec.name} {tower}: measuring {len(ways)} paths")
-                before = matmul_gflops()
-                measure(ways, rounds)
-                yield Table(spec.name, tower, ways, work, max(before, matmul_gflops()))
+                matmul = _matmul()
+                measure([*ways, matmul], rounds)
+                yield Table(spec.name, tower, ways, work, matmul)

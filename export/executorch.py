@@ -18,6 +18,7 @@ from mobileclip.export.bundle import TensorInfo
 from mobileclip.export.coreml_delegate import extract, reproducible, wholly_lowered
 from mobileclip.export.exporter import Written
 from mobileclip.export.graph import Plan, traced
+from mobileclip.export.xnnpack import split_depthwise
 from mobileclip.files import staged_file
 
 
@@ -25,7 +26,7 @@ def export(tower: nn.Module, plan: Plan, path: Path) -> Written:
     """Write the tower to `path` (`.pte`), lowered to the plan's backend."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    program = traced(tower, plan, half=True)
+    program = traced(split_depthwise(tower) if plan.executorch_backend == "xnnpack" else tower, plan, half=True)
     for node in program.graph.nodes:
         for key in ("stack_trace", "from_node", "nn_module_stack"):  # copied at every pass; half of the time goes there
             node.meta.pop(key, None)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from mobileclip.errors import GateError
 from mobileclip.export.bundle import TensorInfo, Tower
-from mobileclip.models.blocks import ConvNorm, LayerScale, RepMixerBlock
+from mobileclip.models.blocks import ConvNorm, LayerScale, RepMixerBlock, attention
 from mobileclip.models.fuse import fold_batch_norm
 from mobileclip.models.mci import AttentionBlock, MapAttention
-from mobileclip.models.text import PackedAttention
-from mobileclip.models.vit import Attention, StemLayer
+from mobileclip.models.text import PackedAttention, TextEncoder, TransformerBlock
+from mobileclip.models.vit import Attention, Block, StemLayer, ViT
 from mobileclip.specs import PreprocessSpec
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,6 +29,7 @@ def fold_affine(tower: M) -> M:
     """A copy of a fused tower with every remaining affine step folded into its neighbour, exact up to rounding.
 
     BatchNorm after a convolution, BatchNorm in front of attention, the scale of attention scores, and layer scale behind a projection.
+    A transformer's last block computes the pooled position only, as nothing behind its attention mixes positions.
     The result is no longer in a published form; it only exists to be exported.
     """
     tower = copy.deepcopy(tower)
@@ -51,7 +52,35 @@ def fold_affine(tower: M) -> M:
                     kernel, bias = fold_batch_norm(torch.eye(qkv.in_features)[:, :, None, None], m.norm)
                     qkv.bias = nn.Parameter(qkv.weight @ bias)
                     qkv.weight, m.norm = nn.Parameter(qkv.weight @ kernel[:, :, 0, 0]), nn.Identity()
+        for m in tower.modules():
+            last = m.transformer.resblocks[-1] if isinstance(m, TextEncoder) else m.blocks[-1] if isinstance(m, ViT) else None
+            if isinstance(m, TextEncoder | ViT) and isinstance(last, TransformerBlock | Block):
+                last.set_submodule("attn", QueryAttention(last.attn))
+                m.pool_early = True
     return tower
+
+
+class QueryAttention(nn.Module):
+    """The last attention of a transformer with a query of its own: the pooled position. Its projections are no longer packed."""
+
+    def __init__(self, packed: Attention | PackedAttention) -> None:
+        super().__init__()
+        self.heads, self.scale = packed.heads, packed.scale
+        if isinstance(packed, PackedAttention):
+            weights, biases, self.out = packed.in_proj_weight.chunk(3), packed.in_proj_bias.chunk(3), packed.out_proj
+        else:
+            weights, biases, self.out = packed.qkv.weight.chunk(3), packed.qkv.bias.chunk(3), packed.proj
+        self.q, self.k, self.v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, query: Tensor | None = None) -> Tensor:
+        """(B, L, width), mask (B, Q, L) or None, query (B, Q, width) -> (B, Q, width)."""
+        return self.out(attention(self.q(x if query is None else query), self.k(x), self.v(x), self.heads, self.scale, mask))
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return layer
 
 
 def _fold_scale(attention: MapAttention | Attention | PackedAttention, weight: Tensor, bias: Tensor | None) -> None:

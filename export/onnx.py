@@ -13,7 +13,7 @@ from mobileclip.export.exporter import Written
 from mobileclip.export.graph import Plan, traced
 from mobileclip.files import staged_file
 
-OPSET = 18
+OPSET = 20
 MAX_BYTES = 2**31 - 1
 
 

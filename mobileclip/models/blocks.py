@@ -273,33 +273,40 @@ class RepMixerBlock(nn.Module):
         return x + self.layer_scale(self.mlp(x))
 
 
-def attention(qkv: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Multi-head self-attention over packed projections.
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention of projected positions.
 
     Written out with three-dimensional products rather than `scaled_dot_product_attention`: every exporter takes these operators as they
     are, without broadcasts.
 
     Args:
-        qkv: (B, L, 3 * D), packed [q | k | v].
+        q: (B, Q, D).
+        k: (B, L, D).
+        v: (B, L, D).
         heads: Number of heads.
         scale: Factor of the scores, (D / heads)^-0.5; 1 where it was folded into the query projection.
-        mask: (L, L), added to the scores; finite.
+        mask: (L, L), or (B, Q, L), added to the scores; finite.
 
     Returns:
-        (B, L, D).
+        (B, Q, D).
     """
-    b, length, packed = qkv.shape
-    width = packed // 3
+    b, queries, width = q.shape
     head = width // heads
 
     def split(x: Tensor) -> Tensor:  # (B, L, D) -> (B * heads, L, head)
-        return x.reshape(b, length, heads, head).transpose(1, 2).reshape(b * heads, length, head)
+        return x.reshape(b, x.shape[1], heads, head).transpose(1, 2).reshape(b * heads, x.shape[1], head)
 
-    q, k, v = (split(qkv[..., i * width : (i + 1) * width]) for i in range(3))
+    q, k, v = split(q), split(k), split(v)
     if scale != 1:
         q = q * scale
-    scores = torch.bmm(q, k.transpose(1, 2))  # (B * heads, L, L)
+    scores = torch.bmm(q, k.transpose(1, 2))  # (B * heads, Q, L)
     if mask is not None:
-        scores = scores + mask
+        scores = scores + (mask.repeat_interleave(heads, 0) if mask.ndim == 3 and b > 1 else mask)
     mixed = torch.bmm(scores.softmax(-1), v)
-    return mixed.reshape(b, heads, length, head).transpose(1, 2).reshape(b, length, width)
+    return mixed.reshape(b, heads, queries, head).transpose(1, 2).reshape(b, queries, width)
+
+
+def thirds(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., 3 * D), packed [q | k | v] -> three of (..., D)."""
+    width = packed.shape[-1] // 3
+    return packed[..., :width], packed[..., width : 2 * width], packed[..., 2 * width :]

@@ -13,6 +13,7 @@ from mobileclip.models.blocks import (
     PositionEncoding,
     RepMixerBlock,
     attention,
+    thirds,
 )
 from mobileclip.specs import MCiTower
 
@@ -38,7 +39,7 @@ class MapAttention(nn.Module):
         """(B, C, H, W) -> the same shape."""
         shape = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
-        tokens = self.proj(attention(self.qkv(tokens), self.heads, self.scale))
+        tokens = self.proj(attention(*thirds(self.qkv(tokens)), self.heads, self.scale))
         return tokens.transpose(1, 2).reshape(shape)
 
 

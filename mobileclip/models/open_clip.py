@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileclip.errors import InputError
-from mobileclip.models.blocks import attention
+from mobileclip.models.blocks import attention, thirds
 from mobileclip.models.text import MASKED, first_end_token
 
 
@@ -25,7 +25,7 @@ class ExplicitAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None) -> tuple[Tensor, None]:
         """(B, L, D) three times the same -> ((B, L, D), None), as `nn.MultiheadAttention` answers."""
         qkv = nn.functional.linear(q, self.in_proj_weight, self.in_proj_bias)
-        return self.out_proj(attention(qkv, self.heads, self.scale, attn_mask)), None
+        return self.out_proj(attention(*thirds(qkv), self.heads, self.scale, attn_mask)), None
 
 
 class OpenClipText(nn.Module):

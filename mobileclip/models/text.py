@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobileclip.models.blocks import RepMixerBlock, attention
+from mobileclip.models.blocks import RepMixerBlock, attention, thirds
 from mobileclip.specs import TextTower
 
 END_TOKEN = 49407
@@ -26,7 +26,7 @@ class PackedAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, width), mask (L, L) or None -> (B, L, width)."""
         qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return self.out_proj(attention(qkv, self.heads, self.scale, mask))
+        return self.out_proj(attention(*thirds(qkv), self.heads, self.scale, mask))
 
 
 class Mlp(nn.Module):
@@ -53,9 +53,13 @@ class TransformerBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, width), mask (L, L) or None -> (B, L, width)."""
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None, select: Tensor | None = None) -> Tensor:
+        """(B, L, width), mask (L, L) or None -> (B, L, width); with `select` (B, 1, L), a one-hot row, only this position."""
+        y = self.ln_1(x)
+        if select is None:
+            x = x + self.attn(y, mask)
+        else:
+            x = torch.bmm(select, x) + self.attn(y, None if mask is None else select @ mask, torch.bmm(select, y))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -80,11 +84,11 @@ class Blocks(nn.Module):
             RepMixer1D(tower.width, folded=folded) if i in ends else TransformerBlock(tower.width, tower.heads) for i in range(tower.layers)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, width) -> the same shape."""
-        for block in self.resblocks:
+    def forward(self, x: Tensor, mask: Tensor | None, select: Tensor | None = None) -> Tensor:
+        """(B, L, width) -> the same shape, or with `select` (B, 1, L), a one-hot row, this position only: (B, 1, width)."""
+        for block in self.resblocks[:-1]:
             x = block(x, mask)
-        return x
+        return self.resblocks[-1](x, mask) if select is None else self.resblocks[-1](x, mask, select)
 
 
 def first_end_token(tokens: Tensor, end_token: int) -> Tensor:
@@ -106,7 +110,8 @@ def first_end_token(tokens: Tensor, end_token: int) -> Tensor:
 class TextEncoder(nn.Module):
     """The text tower.
 
-    Non-causal towers attend to the padding, so ids must be padded with 0 to exactly `context`.
+    Non-causal towers attend to the padding, so ids must be padded with 0 to exactly `context`. With `pool_early` (set for the export) the
+    last block computes the pooled position only.
     """
 
     mask: Tensor | None
@@ -114,7 +119,7 @@ class TextEncoder(nn.Module):
     def __init__(self, tower: TextTower, embed_dim: int, *, folded: bool = False) -> None:
         super().__init__()
         width = tower.width
-        self.end_token = END_TOKEN
+        self.end_token, self.pool_early = END_TOKEN, False
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(tower.context, width))
         self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
         self.token_embedding = nn.Embedding(tower.vocabulary, width)
@@ -138,6 +143,9 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, context), any integer dtype -> embedding (B, embed_dim), not normalised."""
         x = self.token_embedding(tokens) + self.positional_embedding
-        x = self.ln_final(self.transformer(x, self.mask))
-        pooled = torch.bmm(first_end_token(tokens, self.end_token).to(x.dtype).unsqueeze(1), x).squeeze(1)  # (B, width)
-        return pooled @ self.text_projection
+        select = first_end_token(tokens, self.end_token).to(x.dtype).unsqueeze(1)
+        if self.pool_early:
+            pooled = self.ln_final(self.transformer(x, self.mask, select))
+        else:
+            pooled = torch.bmm(select, self.ln_final(self.transformer(x, self.mask)))
+        return pooled.squeeze(1) @ self.text_projection

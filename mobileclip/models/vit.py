@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobileclip.models.blocks import attention
+from mobileclip.models.blocks import attention, thirds
 from mobileclip.specs import ViTTower
 
 
@@ -20,7 +20,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, width) -> the same shape."""
-        return self.proj(attention(self.qkv(x), self.heads, self.scale))
+        return self.proj(attention(*thirds(self.qkv(x)), self.heads, self.scale))
 
 
 class Mlp(nn.Module):
@@ -47,9 +47,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, width) -> the same shape."""
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, *, first_only: bool = False) -> Tensor:
+        """(B, L, width) -> the same shape, or only the first position: (B, 1, width)."""
+        y = self.norm1(x)
+        x = x[:, :1] + self.attn(y, None, y[:, :1]) if first_only else x + self.attn(y)
         return x + self.mlp(self.norm2(x))
 
 
@@ -100,12 +101,13 @@ class ViT(nn.Module):
     """The image tower.
 
     With a `conv` stem the class token has no position and there is no norm before the blocks; with a `patch` stem it has both.
+    With `pool_early` (set for the export) the last block computes the class token only.
     """
 
     def __init__(self, tower: ViTTower, embed_dim: int, resolution: int) -> None:
         super().__init__()
         width, patches = tower.width, (resolution // tower.patch) ** 2
-        self.class_position = tower.stem == "patch"
+        self.class_position, self.pool_early = tower.stem == "patch", False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, patches + self.class_position, width))
         self.patch_embed = ConvStem(width, tower.stem_padding) if tower.stem == "conv" else PatchEmbed(width, tower.patch)
@@ -122,4 +124,5 @@ class ViT(nn.Module):
             x = self.norm_pre(torch.cat([cls, x], 1) + self.pos_embed)
         else:
             x = torch.cat([cls, x + self.pos_embed], 1)
-        return self.head(self.norm(self.blocks(x)[:, 0]))
+        x = self.blocks[-1](self.blocks[:-1](x), first_only=True) if self.pool_early else self.blocks(x)
+        return self.head(self.norm(x[:, 0]))

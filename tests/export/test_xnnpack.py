@@ -1,0 +1,49 @@
+"""Large depthwise convolutions as sums of small ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mobileclip.export.xnnpack import MAX_TAPS, SplitDepthwise, split_depthwise
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [(7, 7), (9, 9), (11, 11), (7, 5), (13, 3), (3, 11)])
+def test_the_sum_equals_the_convolution(kernel, stride, multiplier, bias):
+    torch.manual_seed(0)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    conv = nn.Conv2d(6, 6 * multiplier, kernel, stride, padding, groups=6, bias=bias).double()
+    x = torch.randn(2, 6, 17, 20, dtype=torch.float64)
+    split = split_depthwise(nn.Sequential(conv))[0]
+    assert isinstance(split, SplitDepthwise)
+    assert torch.allclose(split(x), conv(x), atol=1e-12)
+    assert all(m.kernel_size[0] * m.kernel_size[1] <= MAX_TAPS for m in split.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(6, 6, 5, padding=2, groups=6),
+        nn.Conv2d(6, 6, 7, padding=3),
+        nn.Conv2d(6, 6, 7, padding=3, groups=3),
+        nn.Conv2d(6, 6, 7, padding=0, groups=6),
+        nn.Conv2d(6, 6, 7, padding=6, groups=6, dilation=2),
+        nn.Conv2d(6, 6, 8, padding=4, groups=6),
+        nn.Conv2d(6, 6, (1, 31), padding=(0, 15), groups=6),
+        nn.Conv2d(6, 6, 7, padding=3, groups=6, padding_mode="reflect"),
+        nn.Conv2d(1, 1, 7, padding=3),
+    ],
+)
+def test_others_stay(conv):
+    tower = nn.Sequential(conv)
+    assert isinstance(split_depthwise(tower)[0], nn.Conv2d)
+
+
+def test_the_tower_itself_is_left_alone():
+    tower = nn.Sequential(nn.Conv2d(6, 6, 7, padding=3, groups=6))
+    assert split_depthwise(tower) is not tower
+    assert isinstance(tower[0], nn.Conv2d)
