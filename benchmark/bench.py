@@ -36,8 +36,9 @@ from mobileclip.benchmark.protocol import (
     Measured,
 )
 from mobileclip.errors import BundleError, InputError, MissingToolError, MobileClipError
-from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Target, Tower
+from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Target, Tower, default_name
 from mobileclip.files import did_you_mean, reading, require, write_bytes
+from mobileclip.specs import DEFAULT_MODEL
 
 DEVICES = ("host",)
 _ELSEWHERE = re.compile(r"(iphone|ipad|pixel|galaxy|android|web)[a-z0-9 _-]*", re.IGNORECASE)
@@ -60,17 +61,36 @@ def check_device(name: str) -> str:
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """The folder itself if it is a bundle, else the bundles right below it.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The folder itself if it is a bundle, else the bundles right below it."""
     if (folder / MANIFEST).is_file():
         return [folder]
-    found = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
-    if not found:
-        raise InputError(f"{folder.resolve()}: no bundle here; make one first with: mobileclip export")
-    return found
+    return sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
+
+
+def default_bundle(folder: Path, runtimes: Sequence[str], progress: host.Progress) -> Path:
+    """Export the default model into `folder`, for the given runtimes or all that are installed and run on this host.
+
+    Raises:
+        InputError: An unknown runtime.
+        MissingToolError: No runtime is installed.
+    """
+    _check_runtimes(runtimes)
+    from mobileclip.export.export import export_bundle
+    from mobileclip.sources import load_model
+
+    here = [t for t in TARGETS if (t != "coreml" or sys.platform == "darwin") and importlib.util.find_spec(_MODULES[t])]
+    targets = tuple(t for t in TARGETS if t in (runtimes or here))
+    if not targets:
+        raise MissingToolError("no runtime is installed to measure with; pip install 'mobileclip-toolkit[onnx]'")
+    model = load_model(DEFAULT_MODEL)
+    options = Options(targets=targets)
+    return export_bundle(model, options, folder / default_name(model.name, options.precision), progress).path
+
+
+def _check_runtimes(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in TARGETS:
+            raise did_you_mean("runtime", name, TARGETS)
 
 
 def not_runnable(bundle: Bundle, artifact: ArtifactInfo) -> str | None:
@@ -125,9 +145,7 @@ def bench(
     check_device(device)
     if threads < 1 or samples < 1 or not 0 <= seconds < float("inf") or warmup_runs < 0:
         raise InputError("threads and samples must be 1 or more, seconds and warm-up runs 0 or more")
-    for name in runtimes:
-        if name not in TARGETS:
-            raise did_you_mean("runtime", name, TARGETS)
+    _check_runtimes(runtimes)
     opened = [Bundle.open(path) for path in dict.fromkeys(path.resolve() for path in bundles)]
     names = _names([bundle.path for bundle in opened])
     chosen, skipped = _choose(opened, runtimes, towers)

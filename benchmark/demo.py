@@ -11,7 +11,7 @@ from pathlib import Path
 from mobileclip.benchmark import bench, report
 from mobileclip.benchmark.protocol import BenchResult
 from mobileclip.benchmark.report import Prediction
-from mobileclip.export.bundle import PRECISIONS, Bundle, Options
+from mobileclip.export.bundle import PRECISIONS, Bundle, Options, default_name
 from mobileclip.export.encoder import from_bundle
 from mobileclip.export.export import export_bundle
 from mobileclip.export.verify.dataset import photograph
@@ -48,7 +48,7 @@ def run(source: str, out: Path, progress: Callable[[str], None]) -> Demo:
     model = load_model(checkpoint)
     bundles = []
     for precision in PRECISIONS:
-        bundles.append(export_bundle(model, Options(precision=precision), out / f"{model.name}-{precision}", progress))
+        bundles.append(export_bundle(model, Options(precision=precision), out / default_name(model.name, precision), progress))
     measured = bench.bench([b.path for b in bundles], progress=progress)
     results = out / "results"
     bench.save(measured, results)

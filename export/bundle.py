@@ -334,6 +334,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def default_name(model: str, precision: Precision) -> str:
+    """What the folder of a bundle is called unless the user says otherwise."""
+    return f"{model.replace(':', '_').replace('/', '_')}-{precision}"
+
+
 def file_entry(root: Path, path: Path) -> FileEntry:
     """The entry of a file below `root`."""
     return FileEntry(path=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size, sha256=sha256_file(path))

@@ -15,7 +15,7 @@ COLUMNS = (
 
 
 def bench(
-    bundles: list[Path] = typer.Argument(None, metavar="[BUNDLE]...", help="Bundle folders; those in this folder if none is given."),
+    bundles: list[Path] = typer.Argument(None, metavar="[BUNDLE]...", help="Bundle folders; default: those here, else the default model."),
     device: str = typer.Option("host", help="Where to measure: host."),
     runtime: list[str] = typer.Option([], help="onnx, executorch or coreml; may be given again. All that can run here by default."),
     tower: str = typer.Option("both", help="image, text or both."),
@@ -38,8 +38,8 @@ def bench(
     towers = TOWERS if tower == "both" else tuple(t for t in TOWERS if t == tower)
     if not towers:
         raise did_you_mean("tower", tower, (*TOWERS, "both"))
-    chosen = bundles or benchmark.find_bundles(Path())
     with output.progress(json_output=json_output) as progress:
+        chosen = bundles or benchmark.find_bundles(Path()) or [benchmark.default_bundle(Path(), runtime, progress)]
         run = benchmark.bench(
             chosen, device=device, runtimes=runtime, towers=towers, threads=threads, seconds=seconds, samples=samples, progress=progress
         )

@@ -31,6 +31,7 @@ def export(
 
     Example: mobileclip export mobileclip_s0.pt --target coreml --precision fp16 -o s0
     """
+    from mobileclip.export.bundle import default_name
     from mobileclip.export.export import export_bundle
     from mobileclip.export.request import options_from
     from mobileclip.sources import load_model
@@ -39,7 +40,7 @@ def export(
     with output.progress(json_output=json_output) as step:
         step(f"loading {model}")
         loaded = load_model(model)
-        folder = out or Path(f"{loaded.name.replace(':', '_').replace('/', '_')}-{precision}")
+        folder = out or Path(default_name(loaded.name, options.precision))
         bundle = export_bundle(loaded, options, folder, step, again=again)
     if json_output:
         output.print_json({"bundle": str(folder), "manifest": bundle.manifest.model_dump(mode="json")})

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import forge
@@ -18,36 +14,6 @@ from mobileclip.cli import main as cli
 from mobileclip.errors import GateError
 
 HEAVY = ("torch", "numpy", "coremltools", "onnx", "onnxruntime", "executorch", "pydantic", "huggingface_hub", "PIL", "tokenizers", "rich")
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one error, the last line of standard error."""
-        assert "Traceback" not in self.err
-        errors = [line for line in self.err.splitlines() if "rror: " in line]
-        assert errors == self.err.splitlines()[-1:], self.err
-        return errors[0]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys) -> Iterator[Callable[..., Result]]:
-    """Run a command in this process through the real entry point."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["mobileclip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
-            cli.main()
-        captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-    yield call
-    logging.disable(logging.NOTSET)
 
 
 def apart(*arguments: object, first: str = "", **options) -> subprocess.CompletedProcess[str]:

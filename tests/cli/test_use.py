@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mobileclip.cli import main
 from mobileclip.export.search import FOLDER_NAME, SIDECAR
 from mobileclip.export.verify.dataset import photograph
 
 NOTE = "untrained weights: predictions mean nothing"
-
-
-@dataclass
-class Result:
-    """What a command gave; `text` is its output with white space collapsed, for tables break their lines."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.out.split())
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys) -> Iterator[Callable[..., Result]]:
-    """Run a command in this process through the real entry point."""
-    monkeypatch.setattr(main, "COMMANDS", ("classify", "embed", "search"))
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["mobileclip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main.main()
-        captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-    yield call
-    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
@@ -60,10 +21,6 @@ def pictures(tmp_path) -> Path:
     for name in ("cat.png", "below/rocket.png", "below/coffee.png"):
         photograph(Path(name).stem).resize((96, 90)).save(folder / name)
     return folder
-
-
-def errors(result: Result) -> list[str]:
-    return [line for line in result.err.splitlines() if line.startswith("error: ")]
 
 
 def test_classify_without_a_model_takes_the_default(run, pictures):
@@ -82,7 +39,7 @@ def test_classify_says_that_the_weights_are_untrained(run, pictures, nano_bundle
     labels = tmp_path / "labels.txt"
     labels.write_text("a cat\n\na rocket, starting\n[/b] :smile: [red]\n", "utf-8")
     result = run("classify", pictures / "cat.png", pictures / "below" / "rocket.png", "--labels-file", labels, "--model", nano_bundle)
-    assert (result.code, errors(result)) == (0, [])
+    assert (result.code, result.errors) == (0, [])
     assert f"mobileclip_nano on onnxruntime {version('onnxruntime')}; {NOTE}; 3 labels" in result.text
     for label in ("a cat", "a rocket, starting", "[/b] :smile: [red]"):
         assert result.text.count(label) >= 2
@@ -97,13 +54,13 @@ def test_one_bad_picture_does_not_lose_the_others(run, pictures, nano_bundle):
     assert [p["image"] for p in result.json["images"]] == [str(images[1]), str(images[4])]
     assert all(len(p["predictions"]) == 1 for p in result.json["images"])
     assert [e["image"] for e in result.json["errors"]] == [str(images[0]), str(images[2]), str(images[3])]
-    assert ["not a picture" in errors(result)[0], "no such file" in errors(result)[1], "is a folder" in errors(result)[2]] == [True] * 3
+    assert ["not a picture" in result.errors[0], "no such file" in result.errors[1], "is a folder" in result.errors[2]] == [True] * 3
     table = run("classify", *images[:2], "--labels", "a cat,a rocket", "--model", nano_bundle)
     assert table.code == 2
     assert "cat.png" in table.text
-    assert len(errors(table)) == 1
+    assert len(table.errors) == 1
     alone = run("classify", bad, "--labels", "a cat", "--model", nano_bundle)
-    assert (alone.code, alone.out, len(errors(alone))) == (2, "", 1)
+    assert (alone.code, alone.out, len(alone.errors)) == (2, "", 1)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +81,7 @@ def test_bad_input_is_one_line(run, pictures, nano_bundle, arguments, message):
     names = {"CAT": pictures / "cat.png", "BUNDLE": nano_bundle, "FOLDER": pictures, "ABSENT": pictures / "absent"}
     result = run(*(names.get(a, a) for a in arguments))
     assert (result.code, result.out) == (2, "")
-    (line,) = errors(result)
+    (line,) = result.errors
     assert message in line
     assert "Traceback" not in result.err
 
@@ -133,7 +90,7 @@ def test_bad_input_is_one_line(run, pictures, nano_bundle, arguments, message):
 def test_embed_to_a_file(run, pictures, nano_bundle, tmp_path, suffix):
     out = tmp_path / f"e{suffix}"
     result = run("embed", pictures / "cat.png", "--text", "a cat", "--text", "ein Hund", "-o", out, "--model", nano_bundle)
-    assert (result.code, errors(result)) == (0, [])
+    assert (result.code, result.errors) == (0, [])
     assert f"wrote {out}: 3 embeddings of 128 numbers by mobileclip_nano" in result.text
     assert NOTE in result.text
     assert out.stat().st_size > 3 * 128 * 4
@@ -157,7 +114,7 @@ def test_embed_as_json_and_as_a_table(run, pictures, nano_bundle, tmp_path):
 def test_search_by_text_and_by_picture(run, pictures, nano_bundle):
     (pictures / "bad.png").write_bytes(b"no picture")
     table = run("search", pictures, "a cat", "--model", nano_bundle)
-    assert (table.code, errors(table)) == (0, [])
+    assert (table.code, table.errors) == (0, [])
     assert NOTE in table.text
     assert "left out: 1 pictures that cannot be read" in table.text
     assert "below/rocket.png" in table.text
@@ -176,8 +133,8 @@ def test_search_with_a_damaged_index(run, pictures, nano_bundle, tmp_path):
     assert run("search", pictures, "a cat", "--model", nano_bundle, "--index", index).code == 0
     (index / SIDECAR).write_text("{}")
     damaged = run("search", pictures, "a cat", "--model", nano_bundle, "--index", index)
-    assert (damaged.code, len(errors(damaged))) == (2, 1)
-    assert "--rebuild" in errors(damaged)[0]
+    assert (damaged.code, len(damaged.errors)) == (2, 1)
+    assert "--rebuild" in damaged.errors[0]
     assert run("search", pictures, "a cat", "--model", nano_bundle, "--index", index, "--rebuild").code == 0
 
 
@@ -186,3 +143,14 @@ def test_help_shows_an_example(run, command):
     result = run(command, "--help")
     assert result.code == 0
     assert f"Example: mobileclip {command} " in result.text
+
+
+def test_bench_without_a_bundle_exports_the_default_model_once(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    quick = ("bench", "--runtime", "onnx", "--tower", "text", "--seconds", 0, "--samples", 3, "--json")
+    first = run(*quick)
+    assert (first.code, first.errors) == (0, [])
+    assert [r["request"]["bundle"] for r in first.json["results"]] == ["mobileclip_nano-fp32"]
+    written = (tmp_path / "mobileclip_nano-fp32" / "manifest.json").stat().st_mtime_ns
+    assert run(*quick).code == 0
+    assert (tmp_path / "mobileclip_nano-fp32" / "manifest.json").stat().st_mtime_ns == written

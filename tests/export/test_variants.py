@@ -14,6 +14,7 @@ from mobileclip.specs import get_spec
     ("variant", "targets", "precision"),
     [
         ("mobileclip_s0", TARGETS, "fp32"),
+        ("mobileclip_s0", TARGETS, "fp16"),
         ("mobileclip2_b", ("onnx", "coreml"), "fp32"),
     ],
 )
