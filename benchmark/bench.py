@@ -67,30 +67,20 @@ def find_bundles(folder: Path) -> list[Path]:
     return sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
 
 
-def default_bundle(folder: Path, runtimes: Sequence[str], progress: host.Progress) -> Path:
-    """Export the default model into `folder`, for the given runtimes or all that are installed and run on this host.
-
-    Raises:
-        InputError: An unknown runtime.
-        MissingToolError: No runtime is installed.
-    """
-    _check_runtimes(runtimes)
+def _default_bundle(folder: Path, runtimes: Sequence[str], progress: host.Progress) -> Path:
+    """Export the default model into `folder`, for every target that is installed and can be timed on this machine."""
     from mobileclip.export.export import export_bundle
+    from mobileclip.export.exporter import PACKAGES
     from mobileclip.sources import load_model
 
-    here = [t for t in TARGETS if (t != "coreml" or sys.platform == "darwin") and importlib.util.find_spec(_MODULES[t])]
-    targets = tuple(t for t in TARGETS if t in (runtimes or here))
-    if not targets:
-        raise MissingToolError("no runtime is installed to measure with; pip install 'mobileclip-toolkit[onnx]'")
+    timed = [t for t in TARGETS if t != "coreml" or sys.platform == "darwin"]
+    targets = tuple(t for t in timed if all(importlib.util.find_spec(package) for package in PACKAGES[t]))
+    for name in runtimes or timed[:1]:
+        if name not in targets:
+            raise MissingToolError(f"the default model cannot be exported and timed here with {name}; see: mobileclip doctor")
     model = load_model(DEFAULT_MODEL)
     options = Options(targets=targets)
     return export_bundle(model, options, folder / default_name(model.name, options.precision), progress).path
-
-
-def _check_runtimes(names: Sequence[str]) -> None:
-    for name in names:
-        if name not in TARGETS:
-            raise did_you_mean("runtime", name, TARGETS)
 
 
 def not_runnable(bundle: Bundle, artifact: ArtifactInfo) -> str | None:
@@ -123,7 +113,7 @@ def bench(
     """Measure every chosen artifact, interleaved, each in its own process.
 
     Args:
-        bundles: Bundle folders.
+        bundles: Bundle folders; the default model, exported into the current folder, if empty.
         device: Where; only `host` today.
         runtimes: Targets to run; everything that can run here if empty.
         towers: Towers to run.
@@ -145,7 +135,10 @@ def bench(
     check_device(device)
     if threads < 1 or samples < 1 or not 0 <= seconds < float("inf") or warmup_runs < 0:
         raise InputError("threads and samples must be 1 or more, seconds and warm-up runs 0 or more")
-    _check_runtimes(runtimes)
+    for name in runtimes:
+        if name not in TARGETS:
+            raise did_you_mean("runtime", name, TARGETS)
+    bundles = bundles or [_default_bundle(Path(), runtimes, progress)]
     opened = [Bundle.open(path) for path in dict.fromkeys(path.resolve() for path in bundles)]
     names = _names([bundle.path for bundle in opened])
     chosen, skipped = _choose(opened, runtimes, towers)

@@ -9,16 +9,15 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from mobileclip.errors import BundleError, MissingToolError
-from mobileclip.files import reading
+from mobileclip.export.verify.mil_storage import model_proto
+from mobileclip.files import reading, writing
 
-MAX_LISTING_BYTES = 1 << 20
+MAX_LISTING_BYTES, MAX_NODES = 1 << 20, 1000
 PACKAGE, METADATA = "model.mlpackage/", "metadata.json"
 MANIFEST, MODEL = f"{PACKAGE}Manifest.json", f"{PACKAGE}Data/com.apple.CoreML/model.mlmodel"
 _UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_DATE = re.compile(rb"(coremltools\.conversion_date\x12\x0a)\d{4}-\d\d-\d\d")
 
 
 def wholly_lowered(path: Path) -> bytes | None:
@@ -28,15 +27,15 @@ def wholly_lowered(path: Path) -> bytes | None:
         BundleError: `path` is not a program.
     """
     from executorch.exir._serialize._program import deserialize_pte_binary
+    from executorch.exir.schema import DelegateCall
 
     with reading(path):
         data = path.read_bytes()
     try:
         program = deserialize_pte_binary(data).program
         (plan,) = program.execution_plan
-        calls: list[Any] = [i.instr_args for chain in plan.chains for i in chain.instructions]
-        whole = [getattr(call, "args", None) for call in calls] == [[*plan.inputs, *plan.outputs]]
-        if not whole or [d.id for d in plan.delegates] != ["CoreMLBackend"]:
+        calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
+        if calls != [DelegateCall(0, [*plan.inputs, *plan.outputs])] or [d.id for d in plan.delegates] != ["CoreMLBackend"]:
             return None
         return program.backend_delegate_data[plan.delegates[0].processed.index].data
     except Exception as e:  # the reader of the format raises whatever comes up
@@ -51,23 +50,26 @@ def stored_files(blob: bytes) -> dict[str, slice]:
     """
     listing, _ = json.JSONDecoder().raw_decode(blob[-MAX_LISTING_BYTES:][::-1].decode("latin-1"))
     nodes = listing["nodes"]
+    children = [child for node in nodes for child in node["children"].values()]
+    (root,) = set(range(len(nodes))) - set(children)
+    if len(nodes) > MAX_NODES or len(children) != len(set(children)):
+        raise ValueError("the listing is no tree of files")
     found: dict[str, slice] = {}
 
-    def descend(index: int, prefix: str, depth: int) -> None:
+    def descend(index: int, prefix: str) -> None:
         for name, child in nodes[index]["children"].items():
-            if depth > 8 or not re.fullmatch(r"\w[\w.-]*", name):
+            if not re.fullmatch(r"\w[\w.-]{0,99}", name):
                 raise ValueError(f"{prefix}{name} has a name that no such file bears")
             node = nodes[child]
             if node["kind"] == 1:
-                descend(child, f"{prefix}{name}/", depth + 1)
+                descend(child, f"{prefix}{name}/")
                 continue
             start, size = node["dataRegion"]["offset"], node["dataRegion"]["size"]
-            if not 0 <= start <= start + size <= len(blob):
+            if not (type(start) is type(size) is int and 0 <= start <= start + size <= len(blob)):
                 raise ValueError(f"{prefix}{name} is cut off")
             found[f"{prefix}{name}"] = slice(start, start + size)
 
-    root = next(i for i, node in enumerate(nodes) if all(i not in other["children"].values() for other in nodes))
-    descend(root, "", 0)
+    descend(root, "")
     return found
 
 
@@ -88,13 +90,14 @@ def extract(path: Path, folder: Path) -> tuple[Path, str, str]:
         files = stored_files(blob)
         metadata = json.loads(blob[files[METADATA]])
         (given,), (result,) = metadata["inputNames"], metadata["outputNames"]
-    except (ValueError, KeyError, TypeError, IndexError, StopIteration, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise BundleError(f"{path}: the CoreML delegate's files are damaged; export again") from None
-    for name, where in files.items():
-        if name.startswith(PACKAGE):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(blob[where])
+    with writing(folder):
+        for name, where in files.items():
+            if name.startswith(PACKAGE):
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(blob[where])
     return folder / PACKAGE, str(given), str(result)
 
 
@@ -114,9 +117,13 @@ def reproducible(program: bytes, blob: bytes) -> bytes:
     manifest["itemInfoEntries"] = {names[old]: item for old, item in entries}
     manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
     replace(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n")
-    replace(MODEL, _DATE.sub(rb"\g<1>2000-01-01", blob[files[MODEL]]))
+    model = model_proto().Model()
+    model.ParseFromString(blob[files[MODEL]])
+    model.description.metadata.userDefined["com.github.apple.coremltools.conversion_date"] = "2000-01-01"
+    replace(MODEL, model.SerializeToString(deterministic=True))
     # a phone keeps the compiled model under this identifier, so it must differ between models
-    replace(METADATA, _UUID.sub(_uuid(bytes(new[files[METADATA].stop :])).encode(), blob[files[METADATA]]))
+    everything_else = bytes(new[: files[METADATA].start] + new[files[METADATA].stop :])
+    replace(METADATA, _UUID.sub(_uuid(everything_else).encode(), blob[files[METADATA]]))
     return program[:start] + bytes(new) + program[start + len(blob) :]
 
 

@@ -142,14 +142,14 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _sum_in_fp32(module: nn.Module) -> None:
-    """Let every LayerNorm of an fp16 tower compute in fp32: a sum of squares soon exceeds what fp16 holds, and not every runtime's kernel
-    takes care of that."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.LayerNorm):
-            setattr(module, name, InFp32(child.float()))
-        elif not isinstance(child, InFp32):
-            _sum_in_fp32(child)
+def _norms(tower: nn.Module, pinned: tuple[str, ...]) -> list[str]:
+    """Names of the LayerNorms outside the pinned layers.
+
+    They compute in fp32: a sum of squares soon exceeds what fp16 holds, and not every runtime's kernel takes care of that. CoreML, which
+    has its own way to fp16, keeps them in fp16, as the Neural Engine knows nothing else.
+    """
+    names = [name for name, m in tower.named_modules() if isinstance(m, nn.LayerNorm)]
+    return [name for name in names if not any(name == p or name.startswith(f"{p}.") for p in pinned)]
 
 
 def layers(tower: nn.Module) -> list[str]:
@@ -197,10 +197,8 @@ class Graph(nn.Module):
             self.register_buffer("offset", -mean / std)
         if self.dtype == torch.float16:
             self.tower.half()
-            for name in plan.fp32_layers:
-                parent, _, child = name.rpartition(".")
-                setattr(self.tower.get_submodule(parent), child, InFp32(copy.deepcopy(tower.get_submodule(name))))
-            _sum_in_fp32(self.tower)
+            for name in (*plan.fp32_layers, *_norms(tower, plan.fp32_layers)):
+                self.tower.set_submodule(name, InFp32(copy.deepcopy(tower.get_submodule(name))))
         self.eval()
 
     def embed(self, value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def split_depthwise(tower: nn.Module) -> nn.Module:
     """A copy of a tower in which no depthwise convolution has more than `MAX_TAPS` taps, equal up to rounding."""
     tower = copy.deepcopy(tower)
     for name, conv in list(tower.named_modules()):
-        if isinstance(conv, nn.Conv2d) and _splits(conv):
+        if type(conv) is nn.Conv2d and _splits(conv):
             parent, _, child = name.rpartition(".")
             setattr(tower.get_submodule(parent), child, SplitDepthwise(conv))
     return tower

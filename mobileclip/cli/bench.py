@@ -38,8 +38,8 @@ def bench(
     towers = TOWERS if tower == "both" else tuple(t for t in TOWERS if t == tower)
     if not towers:
         raise did_you_mean("tower", tower, (*TOWERS, "both"))
+    chosen = bundles or benchmark.find_bundles(Path())
     with output.progress(json_output=json_output) as progress:
-        chosen = bundles or benchmark.find_bundles(Path()) or [benchmark.default_bundle(Path(), runtime, progress)]
         run = benchmark.bench(
             chosen, device=device, runtimes=runtime, towers=towers, threads=threads, seconds=seconds, samples=samples, progress=progress
         )

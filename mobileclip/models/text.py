@@ -111,7 +111,7 @@ class TextEncoder(nn.Module):
     """The text tower.
 
     Non-causal towers attend to the padding, so ids must be padded with 0 to exactly `context`. With `pool_early` (set for the export) the
-    last block computes the pooled position only.
+    last block computes the pooled position only. A row without an end token has no embedding of meaning.
     """
 
     mask: Tensor | None

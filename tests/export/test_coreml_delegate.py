@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -31,10 +33,10 @@ def test_both_towers_go_wholly_to_the_delegate_and_pass(bundle):
 @pytest.mark.parametrize("bundle", ["fp16"], indirect=True)
 def test_lowering_twice_gives_the_same_bytes(bundle, tmp_path):
     """Identifiers are drawn at random and the date changes; neither may reach the artifact."""
-    from mobileclip.export.export import export_bundle
-    from mobileclip.sources import load_model
-
-    again = export_bundle(load_model(NANO), bundle.manifest.options, tmp_path / "again", lambda step: None)
+    script = "from mobileclip.cli.main import main; main()"  # another process: protobuf orders maps by a seed of its own
+    words = ("export", NANO, "--target", "executorch", "--backend", "coreml", "--precision", "fp16", "-o", str(tmp_path / "again"))
+    subprocess.run([sys.executable, "-c", script, *words], check=True, capture_output=True)
+    again = Bundle.open(tmp_path / "again")
     assert [a.files for a in again.manifest.artifacts] == [a.files for a in bundle.manifest.artifacts]
     assert b"conversion_date\x12\n2000-01-01" in (again.path / "image.pte").read_bytes()
 
@@ -90,6 +92,10 @@ def test_files_are_found_in_folders():
         [folder(a=1), file(0, 1 << 40)],
         [folder(a=1), file(-1, 2)],
         [folder(a=1), folder(a=1)],
+        [folder(a=1, b=1), file()],
+        [folder(a=1), {**file(), "dataRegion": {"offset": 0, "size": 7.0}}],
+        [folder(**{"a" * 300: 1}), file()],
+        [folder(**{f"f{i}": i + 1 for i in range(1200)}), *[file()] * 1200],
         [folder(a=7)],
         [{}],
         [],
