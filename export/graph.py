@@ -54,6 +54,8 @@ def fold_affine(tower: M) -> M:
                     qkv.weight, m.norm = nn.Parameter(qkv.weight @ kernel[:, :, 0, 0]), nn.Identity()
         for m in tower.modules():
             last = m.transformer.resblocks[-1] if isinstance(m, TextEncoder) else m.blocks[-1] if isinstance(m, ViT) else None
+            if getattr(m, "mask", None) is not None:  # choosing the mask's row makes a graph that XNNPACK's partitioner cannot cut
+                continue
             if isinstance(m, TextEncoder | ViT) and isinstance(last, TransformerBlock | Block):
                 last.set_submodule("attn", QueryAttention(last.attn))
                 m.pool_early = True
