@@ -36,14 +36,14 @@ from mobileclip.benchmark.protocol import (
     Measured,
 )
 from mobileclip.errors import BundleError, InputError, MissingToolError, MobileClipError
-from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Target, Tower, default_name
+from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Tower, default_name
+from mobileclip.export.runtimes import PACKAGES as RUNTIME_PACKAGES
 from mobileclip.files import did_you_mean, reading, require, write_bytes
 from mobileclip.specs import DEFAULT_MODEL
 
 DEVICES = ("host",)
 _ELSEWHERE = re.compile(r"(iphone|ipad|pixel|galaxy|android|web)[a-z0-9 _-]*", re.IGNORECASE)
 MAX_RESULT_BYTES = 256 * 2**20
-_MODULES: dict[Target, str] = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
 
 
 def check_device(name: str) -> str:
@@ -91,8 +91,8 @@ def not_runnable(bundle: Bundle, artifact: ArtifactInfo) -> str | None:
         return f"{name}: CoreML runs on a Mac or an iPhone only; the interpreter used elsewhere checks numbers and is no runtime to time"
     if artifact.target == "executorch" and artifact.backend == "coreml" and not on_mac:
         return f"{name}: the CoreML delegate runs on a Mac or an iPhone only; export with --backend xnnpack to time it here"
-    if importlib.util.find_spec(_MODULES[artifact.target]) is None:
-        return f"{name}: the package {_MODULES[artifact.target]} is missing; pip install 'mobileclip-toolkit[{artifact.target}]'"
+    if importlib.util.find_spec(RUNTIME_PACKAGES[artifact.target]) is None:
+        return f"{name}: the package {RUNTIME_PACKAGES[artifact.target]} is missing; pip install 'mobileclip-toolkit[{artifact.target}]'"
     return None
 
 
@@ -197,7 +197,7 @@ def _choose(
             if artifact.tower not in towers or (runtimes and artifact.target not in runtimes):
                 continue
             if artifact.target in runtimes and not (artifact.target == "coreml" and sys.platform != "darwin"):
-                require(_MODULES[artifact.target], artifact.target, f"--runtime {artifact.target}")
+                require(RUNTIME_PACKAGES[artifact.target], artifact.target, f"--runtime {artifact.target}")
             reason = not_runnable(bundle, artifact)
             if reason:
                 skipped.append(reason)

@@ -31,7 +31,6 @@ from mobileclip.zeroshot import UNTRAINED_NOTE, Embeddings, normalized
 FORMATS = (".npy", ".npz", ".safetensors", ".jsonl")
 _AT_ONCE = 32
 _Item = TypeVar("_Item")
-_PACKAGES: dict[Target, str] = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
 
 
 class _Towers(Protocol):
@@ -249,7 +248,7 @@ def _first_runnable(bundle: Bundle) -> Target:
     """The first target that is installed; CoreML's interpreter, which is slow, only when there is nothing else."""
     interpreted = {a.target for a in bundle.manifest.artifacts if a.backend == "coreml" and sys.platform != "darwin"}
     for target in sorted(bundle.targets, key=lambda t: t in interpreted):
-        if importlib.util.find_spec(_PACKAGES[target]) is not None:
+        if importlib.util.find_spec(runtimes.PACKAGES[target]) is not None:
             return target
     first = bundle.targets[0]
     raise MissingToolError(f"{bundle.path}: nothing in it can run here; install a runtime with: pip install 'mobileclip-toolkit[{first}]'")

@@ -29,7 +29,7 @@ def fold_affine(tower: M) -> M:
     """A copy of a fused tower with every remaining affine step folded into its neighbour, exact up to rounding.
 
     BatchNorm after a convolution, BatchNorm in front of attention, the scale of attention scores, and layer scale behind a projection.
-    A transformer's last block computes the pooled position only, as nothing behind its attention mixes positions.
+    A last transformer block without a mask computes the pooled position only, as nothing behind its attention mixes positions.
     The result is no longer in a published form; it only exists to be exported.
     """
     tower = copy.deepcopy(tower)
@@ -53,13 +53,20 @@ def fold_affine(tower: M) -> M:
                     qkv.bias = nn.Parameter(qkv.weight @ bias)
                     qkv.weight, m.norm = nn.Parameter(qkv.weight @ kernel[:, :, 0, 0]), nn.Identity()
         for m in tower.modules():
-            last = m.transformer.resblocks[-1] if isinstance(m, TextEncoder) else m.blocks[-1] if isinstance(m, ViT) else None
-            if getattr(m, "mask", None) is not None:  # choosing the mask's row makes a graph that XNNPACK's partitioner cannot cut
-                continue
-            if isinstance(m, TextEncoder | ViT) and isinstance(last, TransformerBlock | Block):
-                last.set_submodule("attn", QueryAttention(last.attn))
-                m.pool_early = True
+            if isinstance(m, TextEncoder | ViT):
+                _pool_early(m)
     return tower
+
+
+def _pool_early(tower: TextEncoder | ViT) -> None:
+    """Let the last transformer block compute the pooled position only, where there is no mask.
+
+    Choosing the mask's row makes a graph that XNNPACK's partitioner cannot cut.
+    """
+    last = tower.blocks[-1] if isinstance(tower, ViT) else tower.transformer.resblocks[-1]
+    if isinstance(last, TransformerBlock | Block) and getattr(tower, "mask", None) is None:
+        last.set_submodule("attn", QueryAttention(last.attn))
+        tower.pool_early = True
 
 
 class QueryAttention(nn.Module):
@@ -74,9 +81,9 @@ class QueryAttention(nn.Module):
             weights, biases, self.out = packed.qkv.weight.chunk(3), packed.qkv.bias.chunk(3), packed.proj
         self.q, self.k, self.v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, query: Tensor | None = None) -> Tensor:
-        """(B, L, width), mask (B, Q, L) or None, query (B, Q, width) -> (B, Q, width)."""
-        return self.out(attention(self.q(x if query is None else query), self.k(x), self.v(x), self.heads, self.scale, mask))
+    def forward(self, x: Tensor, mask: None, query: Tensor) -> Tensor:
+        """(B, L, width), no mask, query (B, Q, width) -> (B, Q, width)."""
+        return self.out(attention(self.q(query), self.k(x), self.v(x), self.heads, self.scale, mask))
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from mobileclip.export.bundle import ArtifactInfo, Bundle, Target, Tower
 
 Array = npt.NDArray[np.generic]
+PACKAGES: dict[Target, str] = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
+"""What must be installed to run a target's artifacts."""
 
 
 class Session(Protocol):

@@ -285,7 +285,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: T
         v: (B, L, D).
         heads: Number of heads.
         scale: Factor of the scores, (D / heads)^-0.5; 1 where it was folded into the query projection.
-        mask: (L, L), or (B, Q, L), added to the scores; finite.
+        mask: (L, L) added to the scores, where Q = L; finite.
 
     Returns:
         (B, Q, D).
@@ -301,7 +301,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: T
         q = q * scale
     scores = torch.bmm(q, k.transpose(1, 2))  # (B * heads, Q, L)
     if mask is not None:
-        scores = scores + (mask.repeat_interleave(heads, 0) if mask.ndim == 3 and b > 1 else mask)
+        scores = scores + mask
     mixed = torch.bmm(scores.softmax(-1), v)
     return mixed.reshape(b, heads, queries, head).transpose(1, 2).reshape(b, queries, width)
 

@@ -54,12 +54,12 @@ class TransformerBlock(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, x: Tensor, mask: Tensor | None, select: Tensor | None = None) -> Tensor:
-        """(B, L, width), mask (L, L) or None -> (B, L, width); with `select` (B, 1, L), a one-hot row, only this position."""
+        """(B, L, width), mask (L, L) or None -> (B, L, width); with `select` (B, 1, L), one-hot, this position only, unmasked."""
         y = self.ln_1(x)
         if select is None:
             x = x + self.attn(y, mask)
         else:
-            x = torch.bmm(select, x) + self.attn(y, None if mask is None else select @ mask, torch.bmm(select, y))
+            x = torch.bmm(select, x) + self.attn(y, None, torch.bmm(select, y))
         return x + self.mlp(self.ln_2(x))
 
 

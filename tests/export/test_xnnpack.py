@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mobileclip.export import runtimes
+from mobileclip.export.bundle import TensorInfo
+from mobileclip.export.exporter import write
+from mobileclip.export.graph import Plan, fold_affine
 from mobileclip.export.xnnpack import MAX_TAPS, SplitDepthwise, split_depthwise
+from mobileclip.models.text import TextEncoder
+from mobileclip.specs import TextTower
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -47,3 +56,19 @@ def test_the_tower_itself_is_left_alone():
     tower = nn.Sequential(nn.Conv2d(6, 6, 7, padding=3, groups=6))
     assert split_depthwise(tower) is not tower
     assert isinstance(tower[0], nn.Conv2d)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_text_transformer_is_lowered(causal, tmp_path):
+    """The partitioner must be able to cut the graph, with a mask and with early pooling."""
+    torch.manual_seed(0)
+    tower = TextEncoder(replace(TextTower(64, 4, 3, vocabulary=49408), causal=causal), 32).eval()
+    tokens = TensorInfo(name="tokens", dtype="int32", shape=(1, 77))
+    plan = Plan("text", tokens, TensorInfo(name="embedding", dtype="float32", shape=(1, 32)), None, normalize=True, half=False)
+    artifact = write("executorch", fold_affine(tower), plan, tmp_path)
+    ids = np.zeros((1, 77), np.int32)
+    ids[0, :5] = 49406, 320, 1125, 539, 49407
+    got = runtimes.load_artifact(tmp_path, artifact).run(ids)
+    with torch.no_grad():
+        wanted = nn.functional.normalize(tower(torch.from_numpy(ids)), dim=-1).numpy()
+    assert abs(got - wanted).max() < 1e-5
