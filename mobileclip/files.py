@@ -80,12 +80,7 @@ def writing(path: Path) -> Iterator[None]:
             raise
         if number in _NOT_ABOUT_WRITING:
             raise
-        hint = {
-            errno.ENOSPC: "free some space and run again",
-            errno.EDQUOT: "free some space and run again",
-            errno.EROFS: "choose a folder that can be written with -o",
-            errno.EACCES: "choose a folder that can be written with -o",
-        }.get(number or 0, "nothing was published")
+        hint = _WRITE_HINTS.get(number or 0, "nothing was published")
         reason = os.strerror(number).lower() if number else str(e)
         raise StorageError(f"{path}: cannot be written ({reason}); {hint}") from e
 
