@@ -1,0 +1,83 @@
+"""One sample of a data set as it is stored, and why one is skipped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mobileclip.errors import InputError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+
+Reason = Literal[
+    "bad_image", "bad_reinforcement", "damaged_shard", "duplicate", "no_caption", "no_image", "no_reinforcement", "not_joined",
+    "not_utf8", "too_large", "unreadable",
+]  # fmt: skip
+"""Why a sample is skipped; the only vocabulary, in reports and logs alike."""
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; it is skipped and counted, and does not stop a run."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Members of one sample: extension (behind the first dot of the file's name, lower case, for example `syn.json`) to content."""
+
+    key: str
+    members: dict[str, bytes]
+
+    def image(self) -> bytes:
+        """The picture's bytes, as stored.
+
+        Raises:
+            BadSample: There is none.
+        """
+        for extension in IMAGE_EXTENSIONS:
+            if extension in self.members:
+                return self.members[extension]
+        raise BadSample("no_image")
+
+
+@dataclass
+class Tally:
+    """How many samples were used, and how many were skipped for which reason: seen + skipped = present, exactly."""
+
+    seen: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def present(self) -> int:
+        """All samples that were met."""
+        return self.seen + self.skipped.total()
+
+    @property
+    def bad_share(self) -> float:
+        """Skipped / present; 0 where nothing was met."""
+        return self.skipped.total() / max(self.present, 1)
+
+    def check(self, max_bad: float, at_least: int = 1000) -> None:
+        """Stop when too much is bad.
+
+        Args:
+            max_bad: Largest share of skipped samples, 0 to 1.
+            at_least: Judge only from this many samples on; at the end of a data set use 1.
+
+        Raises:
+            InputError: Names the counts by reason.
+        """
+        if self.present >= at_least and self.bad_share > max_bad:
+            raise InputError(
+                f"{self.skipped.total():,} of {self.present:,} samples are bad ({self.reasons()}), more than --max-bad {max_bad:.2%}; "
+                "mend the data or allow more"
+            )
+
+    def reasons(self) -> str:
+        """For a message: `bad_image 3, no_caption 1`."""
+        return ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.skipped.items())) or "none"
