@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from mobileclip.data.samples import BadSample, Reason, Sample
 from mobileclip.errors import InputError
@@ -99,27 +99,20 @@ def read_entry(entry: Entry) -> Sample:
     """
     if entry.bad:
         raise BadSample(entry.bad, entry.key)
-    members, file, opened = {}, None, ""
-    try:
-        for part in entry.parts:
-            if part.content is not None:
-                members[part.extension] = part.content
-                continue
-            if part.path != opened:
-                if file:
-                    file.close()
-                file, opened = open(part.path, "rb", buffering=0), part.path
-            members[part.extension] = _read(file, part)
-    except OSError as e:
-        raise BadSample("unreadable", f"{entry.key}: {e.strerror}") from None
-    finally:
-        if file:
-            file.close()
+    members = {}
+    with contextlib.ExitStack() as stack:
+        files: dict[str, io.FileIO] = {}
+        try:
+            for part in entry.parts:
+                if part.content is None and part.path not in files:
+                    files[part.path] = stack.enter_context(io.FileIO(part.path))
+                members[part.extension] = _read(files[part.path], part) if part.content is None else part.content
+        except OSError as e:
+            raise BadSample("unreadable", f"{entry.key}: {e.strerror}") from None
     return Sample(entry.key, members)
 
 
-def _read(file: BinaryIO | io.FileIO | None, part: Part) -> bytes:
-    assert file is not None
+def _read(file: io.FileIO, part: Part) -> bytes:
     file.seek(part.offset)
     content = file.read(part.size)
     if content is None or len(content) < part.size:

@@ -55,7 +55,7 @@ def test_truncated(shard, share):
     assert bad == ["damaged_shard"] * (len(samples) < len(SAMPLES))
 
 
-@pytest.mark.parametrize("at", range(0, 10))
+@pytest.mark.parametrize("at", range(10))
 def test_broken_header(shard, at):
     data = bytearray(shard.read_bytes())
     with tarfile.open(shard) as tar:
