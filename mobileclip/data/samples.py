@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
@@ -43,6 +44,27 @@ class Sample:
             if extension in self.members:
                 return self.members[extension]
         raise BadSample("no_image")
+
+    def captions(self) -> list[str]:
+        """The real captions: `txt`, or in `json` a list `captions` or a text `caption`.
+
+        Raises:
+            BadSample: There is none, or it is no UTF-8 text.
+        """
+        try:
+            if "txt" in self.members:
+                found = [self.members["txt"].decode()]
+            else:
+                about = json.loads(self.members.get("json", b"{}"))
+                found = about.get("captions") or [about.get("caption")]
+        except UnicodeDecodeError:
+            raise BadSample("not_utf8") from None
+        except (ValueError, AttributeError, RecursionError):
+            found = []
+        captions = [c for c in found if isinstance(c, str) and c.strip()] if isinstance(found, list) else []
+        if not captions:
+            raise BadSample("no_caption")
+        return captions
 
 
 @dataclass

@@ -65,7 +65,7 @@ def index_shard(path: Path) -> list[Entry]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    tar.members.clear()  # tarfile would keep every header
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
                     if member.isdir():
                         continue
                     folder, slash, name = member.name.rpartition("/")
