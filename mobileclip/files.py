@@ -138,10 +138,17 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock named after `path`, waiting for any other process; the system frees it when a process dies.
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock named after `path`; the system frees it when a process dies.
 
     The lock file `.NAME.lock` stays behind on purpose: removing it would let two waiters hold two different locks.
+
+    Args:
+        path: What is locked.
+        wait: For any other process that holds it.
+
+    Raises:
+        InputError: Another process holds it and `wait` is false.
     """
     import fcntl
 
@@ -150,7 +157,11 @@ def locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise InputError(f"{path}: another process works there; wait for it, or choose another folder with -o") from None
+    try:
         yield
     finally:
         os.close(fd)

@@ -13,7 +13,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 Reason = Literal[
     "bad_image", "bad_reinforcement", "damaged_shard", "duplicate", "no_caption", "no_image", "no_reinforcement", "not_joined",
-    "not_utf8", "too_large", "unreadable",
+    "not_utf8", "too_large", "too_small", "unreadable",
 ]  # fmt: skip
 """Why a sample is skipped; the only vocabulary, in reports and logs alike."""
 
@@ -83,6 +83,9 @@ class Tally:
     def bad_share(self) -> float:
         """Skipped / present; 0 where nothing was met."""
         return self.skipped.total() / max(self.present, 1)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.seen + other.seen, self.skipped + other.skipped)
 
     def check(self, max_bad: float, at_least: int = 1000) -> None:
         """Stop when too much is bad.

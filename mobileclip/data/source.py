@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mobileclip.data.samples import IMAGE_EXTENSIONS, Reason
 from mobileclip.data.shards import Entry, Part, index_shard
-from mobileclip.errors import InputError, StorageError
+from mobileclip.errors import InputError, MissingToolError, StorageError
 from mobileclip.files import reading, writing
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -91,7 +91,9 @@ def opened(shard: Shard) -> Iterator[list[Entry]]:
         lists = []
         for place in shard.places:
             path = stack.enter_context(_local(place))
-            lists.append(_table(path) if path.suffix in TABLES else _indexed(str(path), path.stat().st_mtime_ns))
+            with reading(path):
+                changed = path.stat().st_mtime_ns
+            lists.append(_table(path) if path.suffix in TABLES else _indexed(str(path), changed))
         yield functools.reduce(_joined, lists)
 
 
@@ -150,7 +152,9 @@ def _download(place: str, path: Path) -> None:
     try:
         with fsspec.open(place, "rb") as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-    except (ImportError, ValueError) as e:
+    except ImportError as e:
+        raise MissingToolError(f"{place}: {e}; for http, pip install 'mobileclip-toolkit[train]'") from None
+    except ValueError as e:
         raise InputError(f"{place}: {' '.join(str(e).split())[:200]}") from None
     except OSError as e:
         if e.filename == str(path):

@@ -1,0 +1,120 @@
+"""What a user may name as data."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from mobileclip.data.shards import read_entry, write_shard
+from mobileclip.data.source import find_shards, opened
+from mobileclip.errors import InputError, StorageError
+
+
+def names(*places):
+    return [place.rpartition("/")[2] for shard in find_shards(*places) for place in shard.places]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n in range(12):
+        write_shard(tmp_path / f"{n:03}.tar", [(f"{i:032x}", {"txt": f"{n}/{i}".encode()}) for i in range(3)])
+    return tmp_path
+
+
+def test_patterns(folder):
+    assert names([str(folder)]) == [f"{n:03}.tar" for n in range(12)]
+    assert names([f"{folder}/00*.tar"]) == [f"{n:03}.tar" for n in range(10)]
+    assert names([f"{folder}/{{008..011}}.tar", f"{folder}/000.tar"]) == ["008.tar", "009.tar", "010.tar", "011.tar", "000.tar"]
+    assert names(["s3://bucket/{0..1}/{00..01}.tar"]) == ["00.tar", "01.tar", "00.tar", "01.tar"]
+
+
+@pytest.mark.parametrize("pattern", ["absent", "absent-*.tar", "{000..013}.tar", "x.csv", "{9..1}.tar", "{0..99999999}.tar"])
+def test_absent(folder, pattern):
+    with pytest.raises(InputError, match=r"no such shard|no range"):
+        find_shards([f"{folder}/{pattern}"])
+
+
+def test_joined_by_key(folder, tmp_path):
+    """Members of both; what only one side has is counted as bad, and nothing is lost."""
+    other = tmp_path / "other" / "000.tar"
+    write_shard(other, [(f"{i:032x}", {"syn.json": b"{}", "txt": b"not taken"}) for i in (0, 2, 7)])
+    (shard,) = find_shards([f"{folder}/005.tar"], [str(other)])
+    with opened(shard) as entries:
+        good = [read_entry(e).members for e in entries if not e.bad]
+        bad = [(e.key, e.bad) for e in entries if e.bad]
+    assert good == [{"txt": b"5/0", "syn.json": b"{}"}, {"txt": b"5/2", "syn.json": b"{}"}]
+    assert bad == [(f"{1:032x}", "not_joined"), (f"{7:032x}", "not_joined")]
+    with pytest.raises(InputError, match="equally many, got 12 and 1"):
+        find_shards([str(folder)], [str(other)])
+
+
+def table(tmp_path, name, text):
+    (tmp_path / "a.png").write_bytes(b"picture a")
+    (tmp_path / "b.jpg").write_bytes(b"picture b")
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    (shard,) = find_shards([str(path)])
+    with opened(shard) as entries:
+        return [e.bad or (read_entry(e).image(), read_entry(e).captions()) for e in entries]
+
+
+def test_csv(tmp_path):
+    text = 'filepath,title\na.png,"a cat, black"\nb.jpg,"two\nlines"\nabsent.png,x\na.png, \nb.txt,x\n'
+    wanted = [(b"picture a", ["a cat, black"]), (b"picture b", ["two\nlines"]), "no_image", "no_caption", "no_image"]
+    assert table(tmp_path, "x.csv", text) == wanted
+    assert table(tmp_path, "x.tsv", "image\tcaption\na.png\ta cat\n") == [(b"picture a", ["a cat"])]
+
+
+def test_json_lines(tmp_path):
+    rows = [{"image": "a.png", "caption": ["one", "two", 3]}, {"image": "b.jpg", "caption": "three"}, {"image": None}, {"image": "a\0"}]
+    wanted = [(b"picture a", ["one", "two"]), (b"picture b", ["three"]), "no_image", "no_image"]
+    assert table(tmp_path, "x.jsonl", "\n\n".join(map(json.dumps, rows))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.csv", "picture,words\na,b\n", "no column for the picture file; name it one of image"),
+        ("x.csv", "image,words\na,b\n", "no column for the caption"),
+        ("x.csv", b"image,caption\na.png,\xff\n", "not UTF-8"),
+        ("x.jsonl", '{"image": "a.png", "caption": "x"}\n[1]\n', "x.jsonl:2: is not a JSON object"),
+        ("x.jsonl", "[" * 100_000, "x.jsonl:1: is not a JSON object"),
+    ],
+)
+def test_bad_tables(tmp_path, name, text, message):
+    with pytest.raises(InputError, match=message):
+        table(tmp_path, name, text)
+
+
+@pytest.fixture
+def served(folder):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def test_urls(served):
+    shards = find_shards([f"{served}/{{000..001}}.tar"])
+    with opened(shards[1]) as entries:
+        assert [read_entry(e).members["txt"] for e in entries] == [b"1/0", b"1/1", b"1/2"]
+    (missing,) = find_shards([f"{served}/absent.tar"])
+    with pytest.raises(StorageError, match="cannot be fetched"), opened(missing):
+        pass
+
+
+@pytest.mark.parametrize("place", ["nosuchscheme://x/y.tar", "pipe:exit 1"])
+def test_unreachable(place):
+    (shard,) = find_shards([place])
+    with pytest.raises((InputError, StorageError)), opened(shard):
+        pass
