@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "bench", "compare", "report", "demo",
-    "ratios", "doctor",
+    "ratios", "doctor", "train",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""What flows through a training step: the batch, the embeddings of student and teachers."""
+"""What a training step takes: pictures, tokens and the teachers' embeddings, one row a sample."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -45,21 +46,6 @@ class Rows(_Tensors):
     def captions(self) -> tuple[Tensor, ...]:
         """The caption streams, one or two of (b, width)."""
         return (self.real,) if self.synthetic is None else (self.real, self.synthetic)
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the student makes of a batch.
-
-    Attributes:
-        rows: L2-normalised embeddings, (b, embed_dim), float32 or float64.
-        scale: (), the factor of the cosines, exp(logit_scale).
-        bias: (), added to the logits; None for models without, which is 0.
-    """
-
-    rows: Rows
-    scale: Tensor
-    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -108,5 +94,9 @@ class Batch(_Tensors):
         """
         if not 1 <= n <= len(self):
             raise InputError(f"a batch of {len(self)} cannot be split in {n}; accumulate over fewer micro-batches")
-        columns = {f.name: None if (t := getattr(self, f.name)) is None else torch.tensor_split(t, n) for f in fields(self)}
-        return [Batch(**{name: None if parts is None else parts[i] for name, parts in columns.items()}) for i in range(n)]
+        bounds = [0, *itertools.accumulate(len(part) for part in self.image.tensor_split(n))]
+        return [self.rows(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples `start` to `stop - 1`, in the same memory."""
+        return self.map(lambda t: t[start:stop])

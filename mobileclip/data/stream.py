@@ -23,6 +23,9 @@ class Position(NamedTuple):
     offset: int = 0
 
 
+START = Position()
+
+
 @dataclass(frozen=True)
 class Item:
     """One sample in the stream.
@@ -54,7 +57,7 @@ class Stream:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], *, seed: int, window: int = 16, rank: int = 0, world: int = 1, start: Position = Position()
+        self, shards: Sequence[Shard], *, seed: int, window: int = 16, rank: int = 0, world: int = 1, start: Position = START
     ) -> None:
         self._shards, self._seed, self._window, self._rank, self._world = shards, seed, window, rank, world
         self._start = start

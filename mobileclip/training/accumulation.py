@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mobileclip.training.batch import Batch, Features, Rows
-from mobileclip.training.losses import Loss, Losses
+from mobileclip.data.batch import Batch, Rows
+from mobileclip.training.losses import Features, Loss, Losses
 
 RandomState = tuple[Tensor, Tensor | None, torch.device]
 

@@ -18,9 +18,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mobileclip.data.batch import Rows
 from mobileclip.errors import InputError
 from mobileclip.training import distributed
-from mobileclip.training.batch import Features, Rows
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the student makes of a batch.
+
+    Attributes:
+        rows: L2-normalised embeddings, (b, embed_dim), float32 or float64.
+        scale: (), the factor of the cosines, exp(logit_scale).
+        bias: (), added to the logits; None for models without, which is 0.
+    """
+
+    rows: Rows
+    scale: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)

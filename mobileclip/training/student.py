@@ -7,8 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from mobileclip.data.batch import Batch, Rows
 from mobileclip.models.clip import CLIP
-from mobileclip.training.batch import Batch, Features, Rows
+from mobileclip.training.losses import Features
 
 
 class Student(nn.Module):

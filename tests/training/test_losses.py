@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mobileclip.data.batch import Rows
 from mobileclip.errors import InputError
-from mobileclip.training.batch import Features, Rows
-from mobileclip.training.losses import ClipLoss, Loss, SigLipLoss, Teachers
+from mobileclip.training.losses import ClipLoss, Features, Loss, SigLipLoss, Teachers
 
 DIMS = (6, 10)
 

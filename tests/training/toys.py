@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from mobileclip.data.batch import Batch
 from mobileclip.models.blocks import LayerScale
 from mobileclip.models.clip import CLIP
 from mobileclip.specs import REGISTRY, MCiTower, PreprocessSpec, TextTower
-from mobileclip.training.batch import Batch
 from mobileclip.training.losses import ClipLoss, Loss, SigLipLoss, Teachers
 from mobileclip.training.student import Student
 

@@ -1,0 +1,238 @@
+"""What a training run is: one YAML file, checked field by field."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mobileclip.errors import InputError
+from mobileclip.files import canonical_json, reading
+from mobileclip.specs import get_spec
+
+SCHEMA_VERSION = 1
+_MAX_BYTES, _MAX_DEPTH = 1 << 20, 20
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AugmentationConfig(_Strict):
+    """What is drawn for data without stored augmentations; the defaults are the weak ones of plain CLIP."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rand_augment: bool = False
+
+
+class DataConfig(_Strict):
+    """Where the samples come from, and what is taken of each."""
+
+    shards: list[str] = Field(min_length=1)
+    """Folders, patterns, URLs, commands (`pipe:`) or tables, see `mobileclip.data.source.find_shards`."""
+    join: list[list[str]] = []
+    """Further lists of shards, joined one to one to `shards` by the samples' keys."""
+    augmentation: Literal["stored"] | AugmentationConfig = AugmentationConfig()
+    """`stored`: replay one of a reinforced sample's, and take the teachers' embeddings of that view."""
+    captions: Literal["real", "synthetic", "both", "random"] = "real"
+    mix: Share = 0.5
+    """Probability of a synthetic caption, for `random`."""
+    synthetic_keys: str = "^syn_text.*$"
+    in_turn: bool = False
+    """Take stored views and captions by the epoch's number, not at random."""
+    min_side: Positive = 1
+    """Skip smaller pictures, pixels."""
+    window: Positive = 16
+    """Shards that are shuffled together."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
+    max_bad: Share = 0.01
+    """Stop where a larger share of the samples is bad."""
+
+
+class TeacherConfig(_Strict):
+    """One member of the ensemble whose embeddings the data holds."""
+
+    name: str
+    width: Positive
+    scale: Annotated[float, Field(gt=0)] = 100.0
+    """1 / temperature."""
+    bias: float = 0.0
+
+
+class LossConfig(_Strict):
+    """See `mobileclip.training.losses`."""
+
+    kind: Literal["clip", "siglip"] = "clip"
+    distillation: Share = 0.0
+    """Lambda of the paper: 0 plain, 1 the teachers alone."""
+    teachers: list[TeacherConfig] = []
+    """In the order of the stored rows."""
+
+
+class OptimizerConfig(_Strict):
+    """AdamW."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate for each level below a tower's top."""
+    max_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the norm of all gradients together."""
+
+
+class ScheduleConfig(_Strict):
+    """How long, and the course of the learning rate."""
+
+    samples: Positive
+    """Seen in all, over all processes."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 1000
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    decay_steps: Positive | None = None
+    """Steps at the end in which the rate falls; default: all after the warm-up."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+
+
+class EvaluationConfig(_Strict):
+    """A task that is scored during the run, see `mobileclip eval`."""
+
+    name: str
+    task: str
+    """A task file."""
+
+
+class TrainConfig(_Strict):
+    """A training run."""
+
+    schema_version: Literal[1]
+    model: str
+    init: str | None = None
+    """A variant or a checkpoint in train form to start from; default: random weights."""
+    freeze: list[Literal["image", "text"]] = []
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig
+    batch_size: Annotated[int, Field(ge=2)]
+    """Of all processes together."""
+    accumulation: Positive = 1
+    """Micro-batches a step."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Positive | None = None
+    """Of torch on the CPU; fix it where runs must be equal to the bit."""
+    log_every: Positive = 20
+    save_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep: Positive = 2
+    """Checkpoints that stay."""
+    evaluate_every: Positive | None = None
+    """Steps; default: at the end alone."""
+    evaluations: list[EvaluationConfig] = []
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return -(-self.schedule.samples // self.batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over what decides the weights."""
+        return hashlib.sha256(canonical_json(self.deciding())).hexdigest()
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide the weights: all but the rhythm of logs, checkpoints and evaluations, and the number of workers."""
+        free = {"log_every", "save_every", "keep", "evaluate_every", "evaluations"}
+        value = self.model_dump(mode="json", exclude=free)
+        value["data"].pop("workers")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        get_spec(self.model)
+        if self.loss.distillation and self.data.augmentation != "stored":
+            raise ValueError("loss.distillation needs data.augmentation: stored, as teachers' embeddings belong to the stored views")
+        if self.loss.distillation and not self.loss.teachers:
+            raise ValueError("loss.distillation needs loss.teachers, with names, widths and scales in the order of the stored rows")
+        if self.schedule.warmup_steps + (self.schedule.decay_steps or 0) > self.steps:
+            raise ValueError(f"schedule: warm-up and decay are longer than the {self.steps:,} steps of the run")
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError("schedule.min_lr is above optimizer.lr")
+        if len(set(self.freeze)) == 2:
+            raise ValueError("freeze: with both towers frozen there is nothing to train")
+        return self
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a run's YAML file.
+
+    Raises:
+        InputError: Names the line and the field of the first things that are wrong.
+    """
+    with reading(path):
+        data = path.read_bytes()
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"{path}: is too large for a config ({len(data):,} bytes)")
+    lines: dict[tuple[str, ...], int] = {}
+    try:
+        tree = yaml.compose(data.decode(), yaml.SafeLoader)
+        value = _value(path, tree, (), lines) if tree else None
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: is not UTF-8 text (byte {e.start})") from None
+    except (yaml.YAMLError, RecursionError) as e:
+        mark = getattr(e, "problem_mark", None)
+        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: is not YAML: {getattr(e, 'problem', None) or e}") from None
+    try:
+        return TrainConfig.model_validate(value)
+    except InputError as e:
+        raise InputError(f"{path}:{lines.get(('model',), 1)}: model: {e}") from None
+    except ValidationError as e:
+        raise InputError("; ".join(_problem(path, error, lines) for error in e.errors()[:5])) from None
+
+
+def _value(path: Path, node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> Any:
+    """Plain data of a node; notes the line of each field. Anchors are refused, so that a small file cannot become a large value."""
+    lines.setdefault(place, node.start_mark.line + 1)
+    if len(place) > _MAX_DEPTH or getattr(node, "seen", False):
+        raise InputError(f"{path}:{node.start_mark.line + 1}: anchors and deep nesting have no use in a config")
+    node.seen = True  # type: ignore[attr-defined]
+    if isinstance(node, yaml.MappingNode):
+        value: dict[str, Any] = {}
+        for key, child in node.value:
+            name = str(key.value)
+            if name in value:
+                raise InputError(f"{path}:{key.start_mark.line + 1}: {'.'.join((*place, name))} is there twice")
+            lines[*place, name] = key.start_mark.line + 1
+            value[name] = _value(path, child, (*place, name), lines)
+        return value
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(path, child, (*place, str(i)), lines) for i, child in enumerate(node.value)]
+    return _scalar(node)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    """YAML 1.1 takes `1e-3` for text; here it is a number, as everybody means it."""
+    if node.tag == "tag:yaml.org,2002:str" and not node.style:
+        try:
+            return float(node.value)
+        except ValueError:
+            return node.value
+    return yaml.SafeLoader("").construct_object(node)
+
+
+def _problem(path: Path, error: Any, lines: dict[tuple[str, ...], int]) -> str:
+    place = tuple(str(part) for part in error["loc"])
+    known = next(place[:n] for n in range(len(place), -1, -1) if place[:n] in lines)
+    message = error["msg"].removeprefix("Value error, ")
+    field = ".".join(p for p in place if not p[:1].isupper())
+    return f"{path}:{lines[known]}: {f'{field}: ' if field else ''}{message}"

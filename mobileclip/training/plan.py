@@ -1,0 +1,140 @@
+"""What a run will be, before it starts: model, data, schedule, memory and cost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mobileclip.data.batch import Batch
+from mobileclip.data.source import Shard, find_shards, opened
+from mobileclip.errors import InputError
+from mobileclip.models.clip import CLIP, parameter_counts
+from mobileclip.specs import get_spec
+from mobileclip.training import distributed
+from mobileclip.training.accumulation import accumulated_step
+from mobileclip.training.checkpointing import checkpoint_blocks
+from mobileclip.training.config import TrainConfig
+from mobileclip.training.losses import ClipLoss
+from mobileclip.training.student import Student, freeze
+from mobileclip.training.trainer import DTYPES, make_loss
+
+_PROBE = 8
+"""Samples of the trial step."""
+_COUNTED_SHARDS = 64
+
+
+def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
+    """Describe a run and try one small step of it with made-up pictures.
+
+    Returns:
+        Sections `model`, `data`, `schedule`, `memory` (bytes, of one process) and `cost`, ready for JSON.
+
+    Raises:
+        InputError: The parts of the config do not fit together.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    make_loss(config)
+    clip = CLIP(get_spec(config.model)).to(place)
+    freeze(clip, image="image" in config.freeze, text="text" in config.freeze)
+    image, text = parameter_counts(clip)
+    trained = sum(p.numel() for p in clip.parameters() if p.requires_grad)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(clip)
+    student = Student(clip, dtype=DTYPES[config.precision])
+    samples, per_step = config.steps * config.batch_size, config.batch_size
+    micro_batch = config.batch_size // distributed.world_size() // config.accumulation
+    activations, flops, seconds = _try(student, config, place)
+    weights = 4 * (image + text)
+    data = _data(config)
+    epochs = samples / data["samples"] if data["samples"] else None
+    return {
+        "model": {"name": config.model, "image_parameters": image, "text_parameters": text, "trained_parameters": trained},
+        "data": data | {"epochs": epochs},
+        "schedule": {
+            "steps": config.steps,
+            "samples": samples,
+            "samples_per_step": per_step,
+            "warmup_steps": config.schedule.warmup_steps,
+            "decay": config.schedule.decay,
+            "lr": config.optimizer.lr,
+            "min_lr": config.schedule.min_lr,
+        },
+        "memory": {
+            "weights_bytes": weights,
+            "gradients_and_optimizer_bytes": 12 * trained,
+            "average_bytes": weights if config.ema is not None else 0,
+            "activations_bytes": round(activations / _PROBE * micro_batch),
+            "micro_batch": micro_batch,
+        },
+        "cost": {
+            "flops_per_sample": flops / _PROBE,
+            "flops": flops / _PROBE * samples,
+            "samples_per_s_here": _PROBE / seconds,
+            "hours_here": samples * seconds / _PROBE / 3600,
+            "device": str(place),
+        },
+    }
+
+
+def _try(student: Student, config: TrainConfig, device: torch.device) -> tuple[int, int, float]:
+    """Bytes kept for the backward pass, floating point operations and seconds of a step of `_PROBE` samples, after one to warm up."""
+    spec = student.clip.spec
+    side, two = spec.preprocess.resolution, config.data.captions == "both"
+    tokens = torch.full((_PROBE, spec.text.context), student.clip.text.end_token, dtype=torch.int32)
+    batch = Batch(torch.zeros(_PROBE, 3, side, side, dtype=torch.uint8), tokens, tokens if two else None).to(device)
+    student.train()
+
+    def step() -> None:
+        accumulated_step(student, [batch], ClipLoss(), Tensor.backward)
+        student.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    kept = _Kept(student)
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
+        step()
+    began = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return kept.bytes, counter.get_total_flops(), time.perf_counter() - began
+
+
+class _Kept:
+    """Counts memory that the backward pass keeps, each piece once, without the weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._seen = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _data(config: TrainConfig) -> dict[str, Any]:
+    """How much there is, as far as it lies on this machine; of many shards the first are counted."""
+    try:
+        shards = find_shards(config.data.shards, *config.data.join)
+    except InputError as e:
+        return {"shards": 0, "samples": None, "bad": None, "note": str(e)}
+    local = [s for s in shards if not any("://" in p or p.startswith("pipe:") for p in s.places)]
+    if len(local) < len(shards):
+        return {"shards": len(shards), "samples": None, "bad": None, "note": "remote: not counted"}
+    counted = local[:_COUNTED_SHARDS]
+    counts = [_count(shard) for shard in counted]
+    scale = len(shards) / len(counted)
+    note = "" if scale == 1 else f"estimated from the first {len(counted)} shards"
+    return {"shards": len(shards), "samples": round(scale * sum(c[0] for c in counts)), "bad": sum(c[1] for c in counts), "note": note}
+
+
+def _count(shard: Shard) -> tuple[int, int]:
+    with opened(shard) as entries:
+        return len(entries), sum(bool(e.bad) for e in entries)

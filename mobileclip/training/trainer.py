@@ -1,0 +1,405 @@
+"""The training loop: data, loss, optimizer, checkpoints and logs put together. `train` is the whole of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mobileclip import checkpoints
+from mobileclip.checkpoints import Checkpoint
+from mobileclip.data.augment import Policy
+from mobileclip.data.loader import Loader, Recipe
+from mobileclip.data.samples import Tally
+from mobileclip.data.source import find_shards
+from mobileclip.data.stream import Position
+from mobileclip.errors import CheckpointError, GateError, InputError
+from mobileclip.files import locked
+from mobileclip.models.clip import CLIP
+from mobileclip.specs import get_spec
+from mobileclip.tokenizer import Tokenizer
+from mobileclip.training import distributed, state
+from mobileclip.training.accumulation import accumulated_step
+from mobileclip.training.checkpointing import checkpoint_blocks
+from mobileclip.training.config import AugmentationConfig, TrainConfig
+from mobileclip.training.log import Log
+from mobileclip.training.losses import ClipLoss, Loss, Losses, SigLipLoss, Teachers
+from mobileclip.training.optim import Schedule, adamw, apply_gradients, moving_average, set_learning_rate
+from mobileclip.training.student import Student, freeze
+
+MODEL, EMA_MODEL = "model.safetensors", "model-ema.safetensors"
+Progress = Callable[[str], None]
+Evaluate = Callable[[CLIP], Mapping[str, float]]
+"""Score a model in eval mode: name of a figure to its value."""
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SIGLIP_SCALE, _SIGLIP_BIAS = 10.0, -10.0
+
+
+def train(
+    config: TrainConfig, folder: Path, *, progress: Progress, evaluate: Evaluate | None = None, device: str | None = None
+) -> dict[str, Any]:
+    """Run, or go on with, a training run. The same config, data and threads give the same weights, however often it was interrupted.
+
+    Args:
+        config: What to do.
+        folder: For states, logs and the finished weights; holds one run.
+        progress: Told how far it is.
+        evaluate: Called every `evaluate_every` steps and at the end, in the main process.
+        device: `cpu` or `cuda`; default: CUDA where there is one.
+
+    Returns:
+        The last logged values, with the paths of the weights.
+
+    Raises:
+        InputError: The folder belongs to another config or another running trainer, or the data is too bad.
+        GateError: The loss is no longer finite; the last good state is named.
+        StorageError: A state cannot be written; the one before stays.
+        KeyboardInterrupt: Interrupted; everything is saved.
+    """
+    with _threads(config.threads):
+        place = distributed.init(device)
+        try:
+            with locked(folder / "run", wait=False) if distributed.main_process() else contextlib.nullcontext():
+                return _Run(config, folder, place, progress, evaluate).run()
+        finally:
+            distributed.cleanup()
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def start_model(config: TrainConfig) -> CLIP:
+    """The model that a run starts from, in train form.
+
+    Raises:
+        CheckpointError: Fused weights, or of another variant.
+    """
+    spec = get_spec(config.model)
+    if config.init is None:
+        torch.manual_seed(config.seed)
+        return CLIP(spec)
+    path = Path(config.init)
+    if not path.is_file():
+        from mobileclip import hub
+
+        start = get_spec(config.init)
+        cached = hub.cached(start.weights.repo_id, start.weights.filename) if start.weights else None
+        if cached is None:
+            raise InputError(f"init: {config.init} is neither a checkpoint file nor a pulled variant; run: mobileclip pull {config.init}")
+        path = cached
+    checkpoint = checkpoints.load(path, spec)
+    if checkpoint.fused:
+        raise CheckpointError(f"{path}: is fused for inference, its training branches are gone; start from the unfused checkpoint")
+    return checkpoint.model()
+
+
+def make_loss(config: TrainConfig) -> Loss:
+    """The loss that the config describes."""
+    members = config.loss.teachers
+    teachers = Teachers(*(tuple(getattr(t, n) for t in members) for n in ("width", "scale", "bias"))) if members else None
+    kind = ClipLoss if config.loss.kind == "clip" else SigLipLoss
+    return kind(config.loss.distillation, teachers)
+
+
+def make_recipe(config: TrainConfig) -> Recipe:
+    """How samples become examples."""
+    data, spec = config.data, get_spec(config.model)
+    augmentation = data.augmentation
+    policy = None
+    if isinstance(augmentation, AugmentationConfig):
+        policy = Policy(spec.preprocess.resolution, augmentation.scale, augmentation.ratio, rand_augment=augmentation.rand_augment)
+    return Recipe(
+        spec.preprocess, Tokenizer.clip(spec.text.context), policy, data.captions, data.mix, data.synthetic_keys, data.in_turn,
+        data.min_side,
+    )  # fmt: skip
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, folder: Path, device: torch.device, progress: Progress, evaluate: Evaluate | None) -> None:
+        self.config, self.folder, self.device, self.progress, self.evaluate = config, folder, device, progress, evaluate
+        world = distributed.world_size()
+        if config.batch_size % (world * config.accumulation):
+            raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        clip = start_model(config).to(device)
+        freeze(clip, image="image" in config.freeze, text="text" in config.freeze)
+        self.ema = moving_average(clip, config.ema) if config.ema is not None else None
+        if config.gradient_checkpointing:
+            checkpoint_blocks(clip)
+        self.student = Student(clip, dtype=DTYPES[config.precision], bias=_SIGLIP_BIAS if config.loss.kind == "siglip" else None)
+        if config.loss.kind == "siglip" and config.init is None:
+            nn.init.constant_(clip.logit_scale, math.log(_SIGLIP_SCALE))
+        o = config.optimizer
+        self.optimizer = adamw(
+            self.student, o.lr, weight_decay=o.weight_decay, betas=o.betas, eps=o.eps, layer_decay=o.layer_decay
+        )  # fmt: skip
+        s = config.schedule
+        self.schedule = Schedule(config.steps, s.warmup_steps, s.decay, s.decay_steps, s.min_lr / o.lr)
+        self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+        self.loss = make_loss(config)
+        self.loader = Loader(
+            {"shards": find_shards(config.data.shards, *config.data.join), "seed": config.seed, "window": config.data.window,
+             "rank": distributed.rank(), "world": world},
+            make_recipe(config), config.batch_size // world, config.data.workers, config.data.max_bad,
+        )  # fmt: skip
+        self.step = 0
+        self._resume()
+        self._forward: nn.Module = torch.compile(self.student) if config.compile else self.student  # type: ignore[assignment]
+        if world > 1:
+            self._forward = DistributedDataParallel(self._forward)
+        self._interrupted = False
+
+    # --- state ---------------------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        steps = state.saved_steps(self.folder)
+        if not steps:
+            return
+        path = state.path_of(self.folder, steps[-1])
+        stored = state.load(path)
+        state.check_same_run(path, stored, self.config.deciding(), self._fingerprint)
+        self.step = stored["step"]
+        self.student.load_state_dict(stored["student"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(stored["ema"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(stored["scaler"])
+        mine = stored["processes"][distributed.rank()]
+        torch.set_rng_state(mine["rng"])
+        self.loader.position = Position(*mine["position"])
+        self.loader.tally = Tally(mine["seen"], Counter(mine["skipped"]))
+        self.progress(f"going on from step {self.step:,} of {self.config.steps:,}")
+
+    @property
+    def _fingerprint(self) -> str:
+        return f"{self.config.fingerprint}/{distributed.world_size()}"
+
+    def _save(self) -> Path | None:
+        """Write the state of this step; each process adds what is its own."""
+        mine = {
+            "rng": torch.get_rng_state(),
+            "position": list(self.loader.position),
+            "seen": self.loader.tally.seen,
+            "skipped": dict(self.loader.tally.skipped),
+        }
+        processes: list[Any] = [mine]
+        if dist.is_initialized():
+            processes = [None] * distributed.world_size()
+            dist.all_gather_object(processes, mine)
+        if not distributed.main_process():
+            return None
+        whole = {
+            "fingerprint": self._fingerprint,
+            "config": self.config.deciding(),
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else {},
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+            "processes": processes,
+        }
+        return state.save(self.folder, self.step, whole, self.config.keep)
+
+    # --- loop ----------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """From the current step to the last."""
+        log = Log(self.folder, self.step, self.config.deciding()) if distributed.main_process() else None
+        batches = iter(self.loader)
+        meter = _Meter(self.device)
+        self.student.train()
+        values: dict[str, Any] = {}
+        try:
+            with self._signals():
+                while self.step < self.config.steps:
+                    began = time.perf_counter()
+                    batch = next(batches).to(self.device)
+                    waited = time.perf_counter() - began
+                    set_learning_rate(self.optimizer, self.config.optimizer.lr * self.schedule(self.step))
+                    losses = accumulated_step(self._forward, batch.split(self.config.accumulation), self.loss, self._backward)
+                    max_norm = self.config.optimizer.max_norm or math.inf
+                    norm = apply_gradients(self.student, self.optimizer, max_norm=max_norm, scaler=self.scaler)
+                    if self.ema is not None:
+                        self.ema.update_parameters(self.student.clip)
+                    self.step += 1
+                    meter.add(losses, norm, len(batch) * distributed.world_size(), waited, time.perf_counter() - began)
+                    values = self._after_step(meter, log) or values
+            if self.step % self.config.save_every:
+                self._save()
+            return values | self._finish(log)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            if log:
+                log.close()
+
+    def _backward(self, loss: Tensor) -> None:
+        (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
+
+    def _after_step(self, meter: _Meter, log: Log | None) -> dict[str, Any] | None:
+        config, step, last = self.config, self.step, self.step == self.config.steps
+        logs, saves = step % config.log_every == 0 or last, step % config.save_every == 0
+        interrupted = self._agreed_interruption()
+        if (logs or saves or interrupted or self.device.type == "cpu") and not meter.finite(self.scaler is not None):
+            good = state.saved_steps(self.folder)
+            where = f"the last good state is {state.path_of(self.folder, good[-1])}" if good else "no state was saved yet"
+            raise GateError(f"the loss is no longer finite at step {step:,}; {where}; lower optimizer.lr or check the data")
+        values = None
+        if logs:
+            values = self._values(meter)
+            if log:
+                log.write(step, values)
+                self.progress(_line(step, config.steps, values))
+        if config.evaluate_every and step % config.evaluate_every == 0 and not last:
+            self._evaluate(log)
+        if saves or interrupted:
+            path = self._save()
+            if interrupted:
+                self.progress(f"saved {path}; run the same command to go on")
+                raise KeyboardInterrupt
+        return values
+
+    def _values(self, meter: _Meter) -> dict[str, Any]:
+        tally = self.loader.tally
+        values = meter.values()
+        return values | {
+            "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
+            "logit_scale": float(self.student.clip.logit_scale.detach().exp()),
+            "samples": self.step * self.config.batch_size,
+            "epoch": self.loader.position.epoch,
+            "seen": tally.seen,
+            "skipped": dict(tally.skipped),
+        }
+
+    def _evaluate(self, log: Log | None) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        if self.evaluate is not None and log:
+            model = self.ema.module if self.ema is not None else self.student.clip
+            training = model.training
+            with _kept_random_state(), torch.inference_mode():
+                scores = dict(self.evaluate(model.eval()))
+            model.train(training)
+            self.student.train()
+            log.write(self.step, scores)
+            self.progress(f"step {self.step:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        distributed.barrier()
+        return scores
+
+    def _finish(self, log: Log | None) -> dict[str, Any]:
+        scores = self._evaluate(log)
+        paths = {}
+        if distributed.main_process():
+            models = {MODEL: self.student.clip} | ({EMA_MODEL: self.ema.module} if self.ema is not None else {})
+            for name, model in models.items():
+                checkpoints.save(as_checkpoint(model), self.folder / name)
+                paths[name.removesuffix(".safetensors")] = str(self.folder / name)
+        return {**scores, **paths, "step": self.step}
+
+    # --- interruption --------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and a scheduler's SIGTERM end the run between two steps; a second one at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        try:
+            before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the caller handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, previous in before.items():
+                signal.signal(number, previous)
+
+    def _agreed_interruption(self) -> bool:
+        """Whether any process was told to stop; with several, all ask at the same steps."""
+        if not dist.is_initialized():
+            return self._interrupted
+        if self.step % min(self.config.log_every, 10):
+            return False
+        told = torch.tensor(float(self._interrupted), device=self.device)
+        return bool(distributed.mean(told) > 0)
+
+
+def as_checkpoint(model: CLIP) -> Checkpoint:
+    """The weights of a model in train form."""
+    weights = {name: t.detach().float().cpu() if t.is_floating_point() else t.cpu() for name, t in model.state_dict().items()}
+    return Checkpoint(model.spec, model.form, False, weights, (model.spec.name,))
+
+
+@contextlib.contextmanager
+def _kept_random_state() -> Iterator[None]:
+    before = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+class _Meter:
+    """Sums between two logged steps, on the device, so that a step need not wait for its numbers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums = {f.name: torch.zeros((), device=self._device) for f in dataclasses.fields(Losses)}
+        self._norm = torch.zeros((), device=self._device)
+        self._steps = self._samples = 0
+        self._waited_s = self._took_s = 0.0
+
+    def add(self, losses: Losses, norm: Tensor, samples: int, waited_s: float, took_s: float) -> None:
+        """Add a step."""
+        for name in self._sums:
+            self._sums[name] = self._sums[name] + getattr(losses, name)
+        self._norm = self._norm + norm
+        self._steps, self._samples = self._steps + 1, self._samples + samples
+        self._waited_s, self._took_s = self._waited_s + waited_s, self._took_s + took_s
+
+    def finite(self, scaled: bool) -> bool:
+        """Whether all losses were finite, and the gradients too unless a scaler looks after them."""
+        total = self._sums["loss"] if scaled else self._sums["loss"] + self._norm
+        return bool(torch.isfinite(distributed.mean(total)))
+
+    def values(self) -> dict[str, Any]:
+        """Means since the last call."""
+        means = distributed.mean(torch.stack([*self._sums.values(), self._norm]) / self._steps).tolist()
+        values = dict(zip([*self._sums, "gradient_norm"], means, strict=True))
+        values |= {"samples_per_s": self._samples / self._took_s, "waiting_share": self._waited_s / self._took_s}
+        self._clear()
+        return values
+
+
+def _line(step: int, steps: int, values: Mapping[str, Any]) -> str:
+    left_s = (steps - step) * (values["samples"] / step) / values["samples_per_s"]
+    return (
+        f"step {step:,} of {steps:,}, loss {values['loss']:.4f}, {values['samples_per_s']:,.0f} samples/s, "
+        f"waiting for data {values['waiting_share']:.0%}, {left_s / 60:,.0f} min left"
+    )
