@@ -256,7 +256,8 @@ def _square(image: Image.Image, steps: dict[str, Any], resolution: int, interpol
     if "random_resized_crop" in steps:
         return _cropped(image, "random_resized_crop", *steps["random_resized_crop"]).resize(square, resample)
     if "random_crop" in steps:
-        return _cropped(image, "random_crop", *steps["random_crop"], *square)
+        top, left = steps["random_crop"]
+        return _cropped(image, "random_crop", top, left, *square)
     if "resize" in steps:
         top, left = (round((side - resolution) / 2) for side in (image.height, image.width))
         return _cropped(image, "centre crop", top, left, *square)
