@@ -16,6 +16,7 @@ EXTRAS = {
     "coreml": ("coremltools",),
     "executorch": ("executorch",),
     "open-clip": ("open_clip_torch", "timm"),
+    "train": ("resvg_py",),
 }
 
 

@@ -15,6 +15,8 @@ COMMANDS = (
     "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "bench", "compare", "report", "demo",
     "ratios", "doctor", "train",
 )  # fmt: skip
+GROUPS = {"data": ("Training data.", ("fetch",))}
+"""`mobileclip GROUP COMMAND` is the function COMMAND of `mobileclip.cli.GROUP_COMMAND`."""
 
 
 def build() -> typer.Typer:
@@ -53,6 +55,11 @@ def build() -> typer.Typer:
 
     for name in COMMANDS:
         app.command(name)(getattr(import_module(f"mobileclip.cli.{name}"), name))
+    for group, (about, names) in GROUPS.items():
+        commands = typer.Typer(help=about, no_args_is_help=True, rich_markup_mode=None)
+        for name in names:
+            commands.command(name)(getattr(import_module(f"mobileclip.cli.{group}_{name}"), name))
+        app.add_typer(commands, name=group)
     return app
 
 
