@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from mobileclip.data.items import Gathered, Item, held_out, uid_of
 from mobileclip.data.packages import Package, members
 from mobileclip.data.samples import Tally
+from mobileclip.data.svg import MAX_SVG_BYTES
 from mobileclip.errors import InputError
 from mobileclip.files import did_you_mean
 
@@ -37,7 +38,7 @@ _MAX_ALIASES = 8
 
 
 class _Icon(BaseModel):
-    body: str
+    body: str = Field(max_length=MAX_SVG_BYTES)
     width: float | None = Field(None, gt=0, le=10_000)
     height: float | None = Field(None, gt=0, le=10_000)
 
@@ -141,7 +142,7 @@ def read_concepts(names: Path, keywords: Path) -> list[Concept]:
     return list(concepts.values())
 
 
-Drawings = dict[str, Callable[[int], str | bytes]]
+Drawings = Mapping[str, Callable[[int], str | bytes]]
 """By name, or `u+` and the code points: a function from the side in pixels to an SVG document or the bytes of a WebP."""
 
 
@@ -166,14 +167,18 @@ def _drawing(icons: _IconSet, name: str) -> Callable[[int], str] | None:
     if icon is None:
         return None
     width, height = icon.width or icons.width, icon.height or icons.height
-    body = f'<g transform="translate({width} 0) scale(-1 1)">{icon.body}</g>' if flipped else icon.body
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return lambda pixels: f'<svg {names} width="{pixels}" height="{pixels}" viewBox="0 0 {width} {height}">{body}</svg>'
+
+    def draw(pixels: int) -> str:  # only when it is wanted: thousands of aliases may lead to one large drawing
+        body = f'<g transform="translate({width} 0) scale(-1 1)">{icon.body}</g>' if flipped else icon.body
+        return f'<svg {names} width="{pixels}" height="{pixels}" viewBox="0 0 {width} {height}">{body}</svg>'
+
+    return draw
 
 
 def read_pictures(path: Path) -> Drawings:
     """Drawings of a package with one `assets/<code points>.webp` each."""
-    found = members(path, lambda name: re.fullmatch(r"package/assets/[0-9a-f-]+\.webp", name) is not None)
+    found = members(path, re.compile(r"package/assets/[0-9a-f-]+\.webp").fullmatch)
     return {f"u+{_code(Path(name).stem)}": lambda _, content=content: content for name, content in found}  # type: ignore[misc]
 
 
@@ -298,7 +303,7 @@ def collect(
                 tally.skipped["no_image"] += 1
                 continue
             split = "val-concept" if style.split == "train" and c.hexcode in unseen else style.split
-            details = {
+            details: dict[str, object] = {
                 "concept": c.hexcode, "label": c.label, "tags": c.tags, "group": c.group, "subgroup": c.subgroup,
                 "licence": style.package.licence, "source": f"{style.package.name}@{style.package.version}",
             }  # fmt: skip

@@ -194,7 +194,7 @@ def _pack(
 
 def _write_split(folder: Path, samples: Mapping[str, Mapping[str, bytes]], seed: int) -> dict[str, Any]:
     order = shuffled(samples, seed)
-    shards = []
+    shards: list[dict[str, Any]] = []
     for start in range(0, len(order), SHARD_SAMPLES):
         keys = order[start : start + SHARD_SAMPLES]
         path = folder / f"{start // SHARD_SAMPLES:05d}.tar"

@@ -119,7 +119,7 @@ class _Bounded(io.RawIOBase):
         return data
 
 
-def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def members(path: Path, wanted: Callable[[str], object]) -> Iterator[tuple[str, bytes]]:
     """The plain files of a `.tgz` or `.deb` that are wanted, as (name without a leading `./`, content). Links and devices are passed over.
 
     Raises:
@@ -129,7 +129,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
         try:
             with _decompressed(file) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as tar:
                 for count, member in enumerate(tar):
-                    tar.members.clear()  # tarfile would keep every header
+                    tar.members.clear()  # type: ignore[attr-defined] # tarfile would keep every header
                     name = member.name.removeprefix("./")
                     if count >= MAX_MEMBERS:
                         raise InputError(f"it has more than {MAX_MEMBERS:,} members")
@@ -153,6 +153,8 @@ def _decompressed(file: BinaryIO) -> BinaryIO:
         if len(header) < 60 or header[58:] != b"`\n":
             break
         size = int(header[48:58])
+        if size < 0:
+            break
         if header[:16].rstrip() in (b"data.tar.xz", b"data.tar.xz/"):
             return lzma.LZMAFile(file)  # type: ignore[return-value]
         file.seek(size + size % 2, io.SEEK_CUR)

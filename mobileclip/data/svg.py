@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from mobileclip.errors import InputError
 
-MAX_SVG_BYTES = 1 << 20
+MAX_SVG_BYTES = 256 << 10
+"""The largest drawing of the pinned sets has 173 kB."""
 MAX_DEPTH = 64
 MAX_ELEMENTS = 50_000
 """After all references are followed: `use` of `use` multiplies."""

@@ -9,7 +9,6 @@ import struct
 import tarfile
 import time
 import zlib
-from functools import partial
 
 import packs
 import pytest
