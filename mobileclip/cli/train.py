@@ -35,12 +35,14 @@ def train(
             from mobileclip.training.trainer import train as run
 
             result = run(settings, out or Path("runs") / config.stem, progress=progress, device=device)
+    if not result:  # a process beside the main one
+        return
     if json_output:
         output.print_json(result)
     elif dry_run:
         for title, section in result.items():
             output.print_table(title, ("what", "value"), [(k.replace("_", " "), _shown(k, v)) for k, v in section.items()])
-    elif result:
+    else:
         output.print_line(f"done: step {result['step']:,}; weights in {result['model']}")
 
 

@@ -20,18 +20,17 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mobileclip.data.augment import Params, parse
-from mobileclip.data.samples import BadSample
+from mobileclip.data.samples import MAX_CAPTIONS, BadSample, json_object, real_captions, synthetic_captions
 from mobileclip.errors import CheckpointError, InputError
 
 MAX_BYTES = 16 << 20
 """Of a sample's embeddings, packed or not; the largest published ones have 0.2 MB."""
-_MAX_JSON_BYTES = _MAX_TEXT_BYTES = 1 << 20
-_MAX_ROWS = 1000
+_MAX_ROWS = MAX_CAPTIONS
 _MAX_MEMBERS, _MAX_DIRECTORY_BYTES = 64, 16 << 10
 _LARGEST = 1e6
 _NPY = re.compile(
@@ -87,15 +86,12 @@ def read(members: Mapping[str, bytes], captions_regex: str = r"^syn_text.*$") ->
     if "paug.json" not in members:
         raise BadSample("no_reinforcement", "paug.json is missing")
     try:
-        param_aug = parse(_json_object(members["paug.json"], "paug.json").get("param_aug"))
+        param_aug = parse(json_object(members, "paug.json").get("param_aug"))
     except InputError as e:
         raise _bad(str(e)) from None
-    synthetic: dict[str, list[str]] = {}
-    if "syn.json" in members:
-        stored = _json_object(members["syn.json"], "syn.json")
-        synthetic = {key: _captions(value, f"syn.json: {key}") for key, value in stored.items() if re.match(captions_regex, key)}
-        if not synthetic:
-            raise BadSample("no_reinforcement", f"syn.json has no key that matches {captions_regex}")
+    synthetic = synthetic_captions(members, captions_regex)
+    if "syn.json" in members and not synthetic:
+        raise BadSample("no_reinforcement", f"syn.json has no key that matches {captions_regex}")
     if "npz" in members:
         arrays = _read_npz(members["npz"])
     elif "pth.gz" in members:
@@ -113,28 +109,6 @@ def read(members: Mapping[str, bytes], captions_regex: str = r"^syn_text.*$") ->
     else:
         rows = {key: _named(arrays, f"{key}_emb") for key in synthetic}
     return Reinforcement(param_aug, synthetic, _named(arrays, "image_emb"), text[:n_real], rows)
-
-
-def real_captions(members: Mapping[str, bytes]) -> list[str]:
-    """The captions that came with the picture: `txt` (one caption, or a JSON list of them), or else `texts` or `text` in `json`.
-
-    Raises:
-        BadSample: `no_caption`, `not_utf8`, or `bad_reinforcement` for JSON that is none.
-    """
-    if "txt" in members:
-        text = _text(members["txt"], "txt").strip()
-        if text.startswith('["'):
-            try:
-                return _captions(json.loads(text), "txt")
-            except (ValueError, RecursionError):
-                pass  # a caption that only looks like a list
-        found: object = text
-    else:
-        stored = _json_object(members["json"], "json") if "json" in members else {}
-        found = next((stored[key] for key in ("texts", "text", "captions", "caption") if stored.get(key)), None)
-    if not found:
-        raise BadSample("no_caption")
-    return _captions(found, "captions")
 
 
 def write(reinforcement: Reinforcement, dtype: Literal["bf16", "fp32"] = "bf16") -> dict[str, bytes]:
@@ -171,36 +145,6 @@ def write(reinforcement: Reinforcement, dtype: Literal["bf16", "fp32"] = "bf16")
 
 def _bad(detail: str) -> BadSample:
     return BadSample("bad_reinforcement", detail)
-
-
-def _text(content: bytes, name: str) -> str:
-    if len(content) > _MAX_TEXT_BYTES:
-        raise BadSample("too_large", f"{name}: {len(content):,} bytes")
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise BadSample("not_utf8", name) from None
-
-
-def _json_object(content: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(content, name))
-    except (ValueError, RecursionError):
-        raise _bad(f"{name}: is not JSON") from None
-    if not isinstance(value, dict):
-        raise _bad(f"{name}: is not an object")
-    return value
-
-
-def _captions(value: object, name: str) -> list[str]:
-    captions = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not 0 < len(captions) <= _MAX_ROWS or not all(isinstance(c, str) for c in captions):
-        raise _bad(f"{name}: is not a list of 1 to {_MAX_ROWS} captions")
-    try:
-        "".join(captions).encode()
-    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
-        raise BadSample("not_utf8", name) from None
-    return captions
 
 
 def _named(arrays: dict[str, np.ndarray], *names: str) -> np.ndarray:

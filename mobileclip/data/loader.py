@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from mobileclip.data.augment import Policy, draw, replay
 from mobileclip.data.batch import Batch
-from mobileclip.data.embeddings import read, synthetic_captions
-from mobileclip.data.samples import BadSample, Reason, Sample, Tally
+from mobileclip.data.embeddings import read
+from mobileclip.data.samples import BadSample, Reason, Sample, Tally, synthetic_captions
 from mobileclip.data.shards import read_entry
 from mobileclip.data.stream import START, Item, Position, Stream
 from mobileclip.errors import InputError
@@ -199,7 +199,7 @@ class Loader:
             _Decoder(self.recipe),  # type: ignore[arg-type]
             batch_sampler=_chunks(stream),  # type: ignore[arg-type]
             num_workers=self.workers,
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # type: ignore[arg-type]
             prefetch_factor=4 if self.workers else None,
         )
         parts: list[Batch] = []

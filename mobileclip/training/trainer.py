@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -61,7 +61,7 @@ def train(
         device: `cpu` or `cuda`; default: CUDA where there is one.
 
     Returns:
-        The last logged values, with the paths of the weights.
+        The last logged values, with the paths of the weights; empty in other processes than the main one.
 
     Raises:
         InputError: The folder belongs to another config or another running trainer, or the data is too bad.
@@ -248,7 +248,8 @@ class _Run:
                     values = self._after_step(meter, log) or values
             if self.step % self.config.save_every:
                 self._save()
-            return values | self._finish(log)
+            scores = self._finish(log)
+            return values | scores if log else {}
         finally:
             batches.close()  # type: ignore[attr-defined]
             if log:
@@ -292,10 +293,14 @@ class _Run:
             "skipped": dict(tally.skipped),
         }
 
+    @property
+    def _averaged(self) -> CLIP | None:
+        return cast(CLIP, self.ema.module) if self.ema is not None else None
+
     def _evaluate(self, log: Log | None) -> dict[str, float]:
         scores: dict[str, float] = {}
         if self.evaluate is not None and log:
-            model = self.ema.module if self.ema is not None else self.student.clip
+            model = self._averaged or self.student.clip
             training = model.training
             with _kept_random_state(), torch.inference_mode():
                 scores = dict(self.evaluate(model.eval()))
@@ -310,7 +315,7 @@ class _Run:
         scores = self._evaluate(log)
         paths = {}
         if distributed.main_process():
-            models = {MODEL: self.student.clip} | ({EMA_MODEL: self.ema.module} if self.ema is not None else {})
+            models = {MODEL: self.student.clip} | ({EMA_MODEL: self._averaged} if self._averaged else {})
             for name, model in models.items():
                 checkpoints.save(as_checkpoint(model), self.folder / name)
                 paths[name.removesuffix(".safetensors")] = str(self.folder / name)

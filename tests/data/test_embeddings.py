@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mobileclip.data.augment import Policy, draw
-from mobileclip.data.embeddings import Reinforcement, read, real_captions, write
-from mobileclip.data.samples import BadSample
+from mobileclip.data.embeddings import Reinforcement, read, write
+from mobileclip.data.samples import BadSample, real_captions
 
 CAPTIONS = ["a cat on a sofa", "une photo d’un chat", "猫", "a cat", "the cat"]
 

@@ -28,7 +28,9 @@ def picture(index: int) -> bytes:
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     for n in range(3):
-        write_shard(folder / f"{n:05}.tar", [(f"{i:032x}", {"png": picture(i), "txt": f"part {i}".encode()}) for i in range(8 * n, 8 * n + 8)])
+        write_shard(
+            folder / f"{n:05}.tar", [(f"{i:032x}", {"png": picture(i), "txt": f"part {i}".encode()}) for i in range(8 * n, 8 * n + 8)]
+        )
     return folder
 
 

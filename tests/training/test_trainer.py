@@ -174,10 +174,12 @@ def test_bad_samples_are_counted(tmp_path):
     write_shard(tmp_path / "0.tar", good + bad)
     config = settings(tmp_path, schedule={"samples": 24, "warmup_steps": 1}, data={"shards": [str(tmp_path)], "workers": 0, "max_bad": 0.3})
     train(config, tmp_path / "run", progress=silent)
-    (last,) = [line for line in read_log(tmp_path / "run") if line["step"] == 6 and "loss" in line]
+    last = read_log(tmp_path / "run")[-1]
+    reasons = {"bad_image": 2, "no_caption": 1, "no_image": 1, "not_utf8": 1}
     assert last["seen"] == 24
-    assert last["skipped"] == {"bad_image": 4, "no_caption": 2, "no_image": 2, "not_utf8": 2} or sum(last["skipped"].values()) in range(5, 11)
-    assert last["epoch"] in (1, 2)
+    assert last["skipped"].keys() <= reasons.keys()
+    assert all(reasons[r] <= n <= 3 * reasons[r] for r, n in last["skipped"].items())  # one epoch is over, and parts of one or two more
+    assert sum(last["skipped"].values()) >= 5
 
 
 def test_starts_from_weights(whole, shards, tmp_path):
