@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from mobileclip.data.items import Gathered, Item, shuffled
 from mobileclip.data.packages import Package, obtain
 from mobileclip.data.samples import Tally
 from mobileclip.data.shards import write_shard
-from mobileclip.data.svg import render_svg, thumbnail
+from mobileclip.data.svg import webp
 from mobileclip.errors import InputError
 from mobileclip.files import STAGING_PREFIX, did_you_mean, locked, remove_tree, require, sha256_file, write_bytes, writing
 
@@ -135,27 +134,14 @@ def _whole(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-
-
-def _rendered(pixels: int, item: Item) -> bytes | None:
-    """WebP bytes; None for a picture that is refused or damaged."""
-    try:
-        image = render_svg(item.picture, pixels) if isinstance(item.picture, str) else thumbnail(item.picture, pixels, trim=item.trim)
-    except InputError:
-        return None
-    file = io.BytesIO()
-    image.save(file, "WEBP", lossless=True, quality=50, method=1)  # half of PNG in size and in time to decode
-    return file.getvalue()
-
-
 def _render_all(items: list[Item], pixels: int, progress: Callable[[str], None]) -> Iterator[tuple[Item, bytes | None]]:
+    """Every item with its WebP; None for one that is refused or damaged."""
     # Fresh processes: a fork would copy locks that other threads hold, and a renderer that crashes must not take this process along.
     workers = min(os.cpu_count() or 1, -(-len(items) // _CHUNK)) or 1
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
-        for done, (item, picture) in enumerate(zip(items, pool.map(partial(_rendered, pixels), items, chunksize=_CHUNK), strict=True), 1):
+        rendered = pool.map(partial(webp, pixels), (i.picture for i in items), (i.trim for i in items), chunksize=_CHUNK)
+        for done, (item, picture) in enumerate(zip(items, rendered, strict=True), 1):
             yield item, picture
             if done % 500 == 0 or done == len(items):
                 progress(f"rendered {done:,} of {len(items):,} pictures")
