@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import CASES, LOSSES, batch_of, difference, gradients, student
 
 from mobileclip.errors import InputError
 from mobileclip.training import distributed
 from mobileclip.training.losses import Losses
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import CASES, LOSSES, batch_of, difference, gradients, student
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
