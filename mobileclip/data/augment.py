@@ -150,7 +150,10 @@ def parse(value: object) -> list[Params]:
     return value
 
 
-_ORDER = ("resize", "random_crop", "random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase")
+_ORDER = {
+    name: i
+    for i, name in enumerate(("resize", "random_crop", "random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase"))
+}
 """In which transforms are applied and stored; those between them (centre crop, to tensor, normalize) store nothing."""
 
 
@@ -159,11 +162,11 @@ def _steps(params: object) -> dict[str, Any]:
     if not isinstance(params, list) or len(params) > len(_ORDER) + 2:
         raise InputError(f"an augmentation is a list of at most {len(_ORDER)} elements, one for each transform")
     steps: dict[str, Any] = {}
+    last = -1
     for i, element in enumerate(params):
         if element is None:
             continue
-        last = max((_ORDER.index(name) for name in steps), default=-1)
-        names = [name for name in _candidates(element) if _ORDER.index(name) > last]
+        names = [name for name in _candidates(element) if _ORDER[name] > last]
         if names == ["resize", "random_crop"]:  # [height, width] or [top, left]: only a second pair tells
             names = ["resize"] if _is_integers(next(iter(params[i + 1 : i + 2]), None), 2) else []
         if not names:
@@ -172,6 +175,7 @@ def _steps(params: object) -> dict[str, Any]:
                 "mixup and cutmix cannot be replayed"
             )
         steps[names[0]] = element
+        last = _ORDER[names[0]]
     if "random_crop" in steps and "random_resized_crop" in steps:
         raise InputError("the size of a random_crop before a random_resized_crop is not stored, it cannot be replayed")
     _check_numbers(steps)
@@ -181,19 +185,19 @@ def _steps(params: object) -> dict[str, Any]:
 def _candidates(element: object) -> list[str]:
     if isinstance(element, bool):
         return ["random_horizontal_flip"]
+    if _is_integers(element, 4):
+        return ["random_resized_crop", "random_erase"]
     if isinstance(element, int) or _is_integers(element, 1):
         return ["resize"]
     if _is_integers(element, 2):
         return ["resize", "random_crop"]
-    if _is_integers(element, 4):
-        return ["random_resized_crop", "random_erase"]
     if isinstance(element, list) and 0 < len(element) <= MAX_OPERATIONS and all(isinstance(e, list) and len(e) == 2 for e in element):
         return ["rand_augment"]
     return []
 
 
 def _is_integers(value: object, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(type(v) is int for v in value)
+    return isinstance(value, list) and len(value) == count and all([type(v) is int for v in value])
 
 
 def _check_numbers(steps: dict[str, Any]) -> None:

@@ -18,19 +18,19 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from mobileclip.data.augment import Params, parse
-from mobileclip.data.samples import MAX_CAPTIONS, BadSample, json_object, real_captions, synthetic_captions
+from mobileclip.data.samples import BadSample, Sample
 from mobileclip.errors import CheckpointError, InputError
 
 MAX_BYTES = 16 << 20
 """Of a sample's embeddings, packed or not; the largest published ones have 0.2 MB."""
-_MAX_ROWS = MAX_CAPTIONS
+_MAX_JSON_BYTES = 1 << 20
+_MAX_ROWS = 1000
 _MAX_MEMBERS, _MAX_DIRECTORY_BYTES = 64, 16 << 10
 _LARGEST = 1e6
 _NPY = re.compile(
@@ -73,7 +73,7 @@ class Reinforcement:
                 raise _bad(f"{name}: NaN, infinite or huge numbers")
 
 
-def read(members: Mapping[str, bytes], captions_regex: str = r"^syn_text.*$") -> Reinforcement:
+def read(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$") -> Reinforcement:
     """The embeddings of one sample.
 
     Args:
@@ -81,7 +81,7 @@ def read(members: Mapping[str, bytes], captions_regex: str = r"^syn_text.*$") ->
         captions_regex: Which keys of `syn.json` to take (`re.match`).
 
     Raises:
-        BadSample: `no_reinforcement`, `bad_reinforcement`, `too_large`, and what `real_captions` raises.
+        BadSample: `no_reinforcement`, `bad_reinforcement`, `too_large`, `no_caption`, `not_utf8`.
     """
     if "paug.json" not in members:
         raise BadSample("no_reinforcement", "paug.json is missing")
@@ -89,9 +89,12 @@ def read(members: Mapping[str, bytes], captions_regex: str = r"^syn_text.*$") ->
         param_aug = parse(json_object(members, "paug.json").get("param_aug"))
     except InputError as e:
         raise _bad(str(e)) from None
-    synthetic = synthetic_captions(members, captions_regex)
-    if "syn.json" in members and not synthetic:
-        raise BadSample("no_reinforcement", f"syn.json has no key that matches {captions_regex}")
+    synthetic: dict[str, list[str]] = {}
+    if "syn.json" in members:
+        stored = _json_object(members["syn.json"], "syn.json")
+        synthetic = {key: _captions(value, f"syn.json: {key[:80]!r}") for key, value in stored.items() if re.match(captions_regex, key)}
+        if not synthetic:
+            raise BadSample("no_reinforcement", f"syn.json has no key that matches {captions_regex}")
     if "npz" in members:
         arrays = _read_npz(members["npz"])
     elif "pth.gz" in members:
@@ -99,7 +102,7 @@ def read(members: Mapping[str, bytes], captions_regex: str = r"^syn_text.*$") ->
     else:
         raise BadSample("no_reinforcement", "neither npz nor pth.gz")
     text = _named(arrays, "text_emb", "texts_emb")
-    n_real = len(real_captions(members))
+    n_real = len(Sample("", members).captions())
     if len(text) < n_real:
         raise _bad(f"text_emb has {len(text)} rows for {n_real} real captions")
     if len(text) > n_real:
@@ -145,6 +148,31 @@ def write(reinforcement: Reinforcement, dtype: Literal["bf16", "fp32"] = "bf16")
 
 def _bad(detail: str) -> BadSample:
     return BadSample("bad_reinforcement", detail)
+
+
+def _json_object(content: bytes, name: str) -> dict[str, Any]:
+    if len(content) > _MAX_JSON_BYTES:
+        raise BadSample("too_large", f"{name}: {len(content):,} bytes")
+    try:
+        value = json.loads(content.decode())
+    except UnicodeDecodeError:
+        raise BadSample("not_utf8", name) from None
+    except (ValueError, RecursionError):
+        raise _bad(f"{name}: is not JSON") from None
+    if not isinstance(value, dict):
+        raise _bad(f"{name}: is not an object")
+    return value
+
+
+def _captions(value: object, name: str) -> list[str]:
+    captions = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not 0 < len(captions) <= _MAX_ROWS or not all(isinstance(c, str) for c in captions):
+        raise _bad(f"{name}: is not a list of 1 to {_MAX_ROWS} captions")
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
+        raise BadSample("not_utf8", name) from None
+    return captions
 
 
 def _named(arrays: dict[str, np.ndarray], *names: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -51,76 +52,30 @@ class Sample:
         raise BadSample("no_image")
 
     def captions(self) -> list[str]:
-        """See `real_captions`."""
-        return real_captions(self.members)
+        """The real captions: `txt` (a text, or a JSON list of them), or in `json` under `captions`, `caption`, `texts` or `text`.
 
-
-def real_captions(members: Mapping[str, bytes]) -> list[str]:
-    """The captions that came with the picture: `txt` (one caption, or a JSON list of them), or else `texts` or `text` in `json`.
-
-    Raises:
-        BadSample: `no_caption`, `not_utf8`, or `bad_reinforcement` for JSON that is none.
-    """
-    if "txt" in members:
-        text = _text(members, "txt").strip()
-        if text.startswith('["'):
-            try:
-                return _captions(json.loads(text), "txt")
-            except (ValueError, RecursionError):
-                pass  # a caption that only looks like a list
-        found: object = text
-    else:
-        stored = json_object(members, "json") if "json" in members else {}
-        found = next((stored[key] for key in ("texts", "text", "captions", "caption") if stored.get(key)), None)
-    captions = _captions(found, "captions") if found else []
-    if not any(c.strip() for c in captions):
-        raise BadSample("no_caption")
-    return captions
-
-
-def synthetic_captions(members: Mapping[str, bytes], pattern: str = r"^syn_text.*$") -> dict[str, list[str]]:
-    """The synthetic captions under each key of `syn.json` that matches (`re.match`); none without the member.
-
-    Raises:
-        BadSample: `not_utf8`, `too_large` or `bad_reinforcement`.
-    """
-    stored = json_object(members, "syn.json") if "syn.json" in members else {}
-    return {key: _captions(value, f"syn.json: {key}") for key, value in stored.items() if re.match(pattern, key)}
-
-
-def json_object(members: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """A member that holds a JSON object.
-
-    Raises:
-        BadSample: `not_utf8`, `too_large`, or `bad_reinforcement` for anything else.
-    """
-    try:
-        value = json.loads(_text(members, name))
-    except (ValueError, RecursionError):
-        raise BadSample("bad_reinforcement", f"{name}: is not JSON") from None
-    if not isinstance(value, dict):
-        raise BadSample("bad_reinforcement", f"{name}: is not an object")
-    return value
-
-
-def _text(members: Mapping[str, bytes], name: str) -> str:
-    if len(members[name]) > _MAX_TEXT_BYTES:
-        raise BadSample("too_large", f"{name}: {len(members[name]):,} bytes")
-    try:
-        return members[name].decode()
-    except UnicodeDecodeError:
-        raise BadSample("not_utf8", name) from None
-
-
-def _captions(value: object, name: str) -> list[str]:
-    captions = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not 0 < len(captions) <= MAX_CAPTIONS or not all(isinstance(c, str) for c in captions):
-        raise BadSample("bad_reinforcement", f"{name}: is not a list of 1 to {MAX_CAPTIONS} captions")
-    try:
-        "".join(captions).encode()
-    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
-        raise BadSample("not_utf8", name) from None
-    return captions
+        Raises:
+            BadSample: There is none, or it is no UTF-8 text.
+        """
+        try:
+            if "txt" in self.members:
+                found: Any = self.members["txt"].decode()
+                if found.startswith('["'):
+                    with contextlib.suppress(ValueError, RecursionError):  # a text that only looks like a list
+                        found = json.loads(found)
+            else:
+                about = json.loads(self.members.get("json", b"{}").decode())
+                found = next((about[key] for key in ("captions", "caption", "texts", "text") if about.get(key)), None)
+            found = [found] if isinstance(found, str) else found
+            captions = [c for c in found if isinstance(c, str) and c.strip()] if isinstance(found, list) else []
+            "".join(captions).encode()  # JSON can hold half a surrogate pair
+        except UnicodeError:
+            raise BadSample("not_utf8") from None
+        except (ValueError, AttributeError, RecursionError):
+            captions = []
+        if not captions:
+            raise BadSample("no_caption")
+        return captions
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 
 from mobileclip.data.augment import Policy, draw
 from mobileclip.data.embeddings import Reinforcement, read, write
-from mobileclip.data.samples import BadSample, real_captions
+from mobileclip.data.samples import BadSample
 
 CAPTIONS = ["a cat on a sofa", "une photo d’un chat", "猫", "a cat", "the cat"]
 
@@ -157,45 +157,6 @@ def test_without_synthetic_captions():
     members = write(stored)
     assert "syn.json" not in members
     assert read(TXT | members).captions == {}
-
-
-@pytest.mark.parametrize(
-    ("members", "expected"),
-    [
-        ({"txt": b" a cat\n"}, ["a cat"]),
-        ({"txt": "猫".encode()}, ["猫"]),
-        ({"txt": b'["a cat", "a dog"]'}, ["a cat", "a dog"]),
-        ({"txt": b'["quoted" in a caption]'}, ['["quoted" in a caption]']),
-        ({"txt": b"a cat", "json": b'{"text": "a dog"}'}, ["a cat"]),
-        ({"json": b'{"text": "a dog"}'}, ["a dog"]),
-        ({"json": b'{"texts": ["a dog", "a cat"], "text": "x"}'}, ["a dog", "a cat"]),
-        ({"json": b'{"uid": 3, "caption": "a dog"}'}, ["a dog"]),
-    ],
-)
-def test_real_captions(members, expected):
-    assert real_captions(members) == expected
-
-
-@pytest.mark.parametrize(
-    ("members", "reason"),
-    [
-        ({}, "no_caption"),
-        ({"txt": b" \n"}, "no_caption"),
-        ({"json": b"{}"}, "no_caption"),
-        ({"json": b'{"text": null}'}, "no_caption"),
-        ({"json": b'{"text": []}'}, "no_caption"),
-        ({"json": b'{"text": 3}'}, "bad_reinforcement"),
-        ({"json": b'["a cat"]'}, "bad_reinforcement"),
-        ({"txt": b"\xff\xfe"}, "not_utf8"),
-        ({"json": b'{"text": "\xff"}'}, "not_utf8"),
-        ({"json": b'{"text": "\\ud800"}'}, "not_utf8"),
-        ({"txt": b"a" * (1 << 21)}, "too_large"),
-    ],
-)
-def test_captions_that_cannot_be_used(members, reason):
-    with pytest.raises(BadSample) as e:
-        real_captions(members)
-    assert e.value.reason == reason
 
 
 def without(members: dict[str, bytes], *names: str) -> dict[str, bytes]:
