@@ -197,7 +197,7 @@ def _candidates(element: object) -> list[str]:
 
 
 def _is_integers(value: object, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all([type(v) is int for v in value])
+    return isinstance(value, list) and len(value) == count and all([type(v) is int for v in value])  # noqa: C419  # three times as fast
 
 
 def _check_numbers(steps: dict[str, Any]) -> None:

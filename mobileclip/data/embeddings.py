@@ -19,7 +19,7 @@ import re
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -86,15 +86,12 @@ def read(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$") -> Re
     if "paug.json" not in members:
         raise BadSample("no_reinforcement", "paug.json is missing")
     try:
-        param_aug = parse(json_object(members, "paug.json").get("param_aug"))
+        param_aug = parse(_json_object(members["paug.json"], "paug.json").get("param_aug"))
     except InputError as e:
         raise _bad(str(e)) from None
-    synthetic: dict[str, list[str]] = {}
-    if "syn.json" in members:
-        stored = _json_object(members["syn.json"], "syn.json")
-        synthetic = {key: _captions(value, f"syn.json: {key[:80]!r}") for key, value in stored.items() if re.match(captions_regex, key)}
-        if not synthetic:
-            raise BadSample("no_reinforcement", f"syn.json has no key that matches {captions_regex}")
+    synthetic = synthetic_captions(members, captions_regex)
+    if "syn.json" in members and not synthetic:
+        raise BadSample("no_reinforcement", f"syn.json has no key that matches {captions_regex}")
     if "npz" in members:
         arrays = _read_npz(members["npz"])
     elif "pth.gz" in members:
@@ -112,6 +109,16 @@ def read(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$") -> Re
     else:
         rows = {key: _named(arrays, f"{key}_emb") for key in synthetic}
     return Reinforcement(param_aug, synthetic, _named(arrays, "image_emb"), text[:n_real], rows)
+
+
+def synthetic_captions(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$") -> dict[str, list[str]]:
+    """The synthetic captions under each key of `syn.json` that matches (`re.match`); none without the member.
+
+    Raises:
+        BadSample: `not_utf8`, `too_large` or `bad_reinforcement`.
+    """
+    stored = _json_object(members["syn.json"], "syn.json") if "syn.json" in members else {}
+    return {key: _captions(value, f"syn.json: {key[:80]!r}") for key, value in stored.items() if re.match(captions_regex, key)}
 
 
 def write(reinforcement: Reinforcement, dtype: Literal["bf16", "fp32"] = "bf16") -> dict[str, bytes]:

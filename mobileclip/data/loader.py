@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from mobileclip.data.augment import Policy, draw, replay
 from mobileclip.data.batch import Batch
-from mobileclip.data.embeddings import read
-from mobileclip.data.samples import BadSample, Reason, Sample, Tally, synthetic_captions
+from mobileclip.data.embeddings import read, synthetic_captions
+from mobileclip.data.samples import BadSample, Reason, Sample, Tally
 from mobileclip.data.shards import read_entry
 from mobileclip.data.stream import START, Item, Position, Stream
 from mobileclip.errors import InputError

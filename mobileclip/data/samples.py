@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mobileclip.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-MAX_CAPTIONS = 1000
-"""Of one picture; published sets have up to 6."""
-_MAX_TEXT_BYTES = 1 << 20
 
 Reason = Literal[
     "bad_image", "bad_reinforcement", "damaged_shard", "duplicate", "no_caption", "no_image", "no_reinforcement", "not_joined",
@@ -67,15 +62,15 @@ class Sample:
                 about = json.loads(self.members.get("json", b"{}").decode())
                 found = next((about[key] for key in ("captions", "caption", "texts", "text") if about.get(key)), None)
             found = [found] if isinstance(found, str) else found
-            captions = [c for c in found if isinstance(c, str) and c.strip()] if isinstance(found, list) else []
+            captions = [c if isinstance(c, str) else "" for c in found] if isinstance(found, list) else []
             "".join(captions).encode()  # JSON can hold half a surrogate pair
         except UnicodeError:
             raise BadSample("not_utf8") from None
         except (ValueError, AttributeError, RecursionError):
             captions = []
-        if not captions:
+        if not any(c.strip() for c in captions):
             raise BadSample("no_caption")
-        return captions
+        return captions  # with empty ones, as embeddings are stored by number
 
 
 @dataclass

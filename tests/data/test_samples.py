@@ -14,7 +14,7 @@ from mobileclip.data.samples import BadSample, Sample
         ({"txt": b'["quoted" in a caption]'}, ['["quoted" in a caption]']),
         ({"txt": b"a cat", "json": b'{"text": "a dog"}'}, ["a cat"]),
         ({"json": b'{"text": "a dog"}'}, ["a dog"]),
-        ({"json": b'{"texts": ["a dog", "", "a cat"], "text": "x"}'}, ["a dog", "a cat"]),
+        ({"json": b'{"texts": ["a dog", "", "a cat"], "text": "x"}'}, ["a dog", "", "a cat"]),
         ({"json": b'{"uid": 3, "caption": "a dog"}'}, ["a dog"]),
     ],
 )
