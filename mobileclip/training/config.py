@@ -192,6 +192,8 @@ def load_config(path: Path) -> TrainConfig:
     except (yaml.YAMLError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         raise InputError(f"{path}:{mark.line + 1 if mark else 1}: is not YAML: {getattr(e, 'problem', None) or e}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}:1: fields and values are needed, for example: model: mobileclip_nano")
     try:
         return TrainConfig.model_validate(value)
     except InputError as e:

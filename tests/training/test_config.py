@@ -1,0 +1,101 @@
+"""Configs: the published recipes hold together, and a wrong one names the line and the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mobileclip.errors import InputError
+from mobileclip.training.config import load_config
+from mobileclip.training.losses import ClipLoss
+from mobileclip.training.optim import Schedule
+from mobileclip.training.trainer import make_loss, make_recipe
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+# name: batch size, steps, lambda, (scales of the teachers), all from the papers' tables
+PUBLISHED = {
+    "datacomp12m_b": (8192, 30_000, 0.0, ()),
+    "datacompdr12m_b": (8192, 30_000, 1.0, (100, 100)),
+    "datacompdr1b_b": (65_536, 200_000, 0.75, (100, 100)),
+    "datacompdr1b_blt": (65_536, 600_000, 0.75, (100, 100)),
+    "datacompdr1b_s0": (65_536, 200_000, 1.0, (100, 100)),
+    "datacompdr1b_s1": (65_536, 200_000, 1.0, (100, 100)),
+    "datacompdr1b_s2": (65_536, 200_000, 1.0, (100, 100)),
+    "dfndr12m_b": (8192, 30_000, 1.0, (70, 60)),
+    "dfndr2b_b": (65_536, 200_000, 1.0, (70, 60)),
+    "dfndr2b_s0": (65_536, 200_000, 1.0, (70, 60)),
+    "dfndr2b_s2": (65_536, 200_000, 1.0, (70, 60)),
+    "dfndr2b_s3": (114_688, 200_000, 1.0, (70, 60)),
+    "dfndr2b_s4": (114_688, 200_000, 1.0, (70, 60)),
+}
+GOOD = """\
+schema_version: 1
+model: mobileclip_nano
+data:
+  shards: [data]
+schedule: {samples: 1_000, warmup_steps: 1}
+batch_size: 10
+"""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs(path):
+    config = load_config(path)
+    assert isinstance(make_loss(config), ClipLoss)
+    recipe = make_recipe(config)
+    assert (recipe.policy is None) == (config.data.augmentation == "stored")
+    schedule = Schedule(config.steps, config.schedule.warmup_steps, config.schedule.decay, config.schedule.decay_steps)
+    assert schedule(config.schedule.warmup_steps) == 1
+    if path.stem in PUBLISHED:
+        teachers = tuple(t.scale for t in config.loss.teachers)
+        assert (config.batch_size, config.steps, config.loss.distillation, teachers) == PUBLISHED[path.stem]
+        assert config.optimizer.betas == (0.9, 0.95)
+
+
+def test_all_published_recipes_are_there():
+    assert PUBLISHED.keys() <= {p.stem for p in CONFIGS}
+
+
+def test_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD + "optimizer: {lr: 5e-4}\n")
+    config = load_config(path)
+    assert (config.steps, config.optimizer.lr, config.optimizer.weight_decay) == (100, 5e-4, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("batch_size: 10", "batch_size: 1"), ":6: batch_size: Input should be greater than or equal to 2"),
+        (("batch_size: 10", "batchsize: 10"), ":6: batchsize: Extra inputs are not permitted"),
+        (("  shards: [data]", "  shards: []"), ":4: data.shards: "),
+        (("  shards: [data]", "  shards: [data]\n  max_bad: 2"), ":5: data.max_bad: "),
+        (("model: mobileclip_nano", "model: mobileclip_nono"), ":2: model: unknown model 'mobileclip_nono'; did you mean 'mobileclip_nano'"),
+        (("model: mobileclip_nano\n", ""), "model: Field required"),
+        (("warmup_steps: 1", "warmup_steps: 101"), "warm-up and decay are longer than the 100 steps"),
+        (("batch_size: 10", "batch_size: 10\nloss: {distillation: 1.0}"), "needs data.augmentation: stored"),
+        (("schema_version: 1", "schema_version: 2"), ":1: schema_version: "),
+        (("batch_size: 10", "batch_size: 10\nbatch_size: 11"), ":7: batch_size is there twice"),
+        (("batch_size: 10", "batch_size: .nan"), ":6: batch_size: "),
+        (("[data]", "[data"), "is not YAML"),
+        (("shards: [data]", "shards: &a [*a]"), "anchors"),
+        (("batch_size: 10", "batch_size: !!python/object/apply:os.system [exit]"), ""),
+        (("batch_size: 10", "freeze: [image, text]\nbatch_size: 10"), "nothing to train"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(InputError) as e:
+        load_config(path)
+    assert message in str(e.value)
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 10_000, b"x" * (2 << 20), b"- 1\n", b"a: " + b"&a [" * 30])
+def test_not_a_config(tmp_path, content):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        load_config(path)
