@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobileclip.errors import InputError, MobileClipError
-from mobileclip.files import did_you_mean, reading
+from mobileclip.files import did_you_mean, reading, require
 
 Embeddings = npt.NDArray[np.float32]
 Progress = Callable[[str], None]
@@ -30,6 +30,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Built-in sets; `{}` stands for the label. `none` takes the labels as whole captions."""
+
+OPENAI = "openai"
+"""Name of the 80 templates that published ImageNet numbers are made with; they come with the package open_clip."""
 
 UNTRAINED_NOTE = "untrained weights: predictions mean nothing"
 _TEXTS_AT_ONCE = 256
@@ -105,17 +108,23 @@ def read_labels(commas: str | None = None, file: Path | None = None) -> list[str
 
 
 def read_templates(source: str = "none") -> tuple[str, ...]:
-    """A built-in set by name, one template as it is (anything that holds `{}`), or a UTF-8 file with one template a line.
+    """A built-in set or `openai` by name, one template as it is (anything that holds `{}`), or a UTF-8 file with one template a line.
 
     Raises:
         InputError: An unknown set, an empty file, or a template without `{}`.
+        MissingToolError: `openai` without open_clip.
     """
     if source in TEMPLATES:
         return TEMPLATES[source]
+    if source == OPENAI:
+        require("open_clip", "open-clip", "the template set openai")
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     if "{}" in source:
         return (source,)
     if not Path(source).exists():
-        raise did_you_mean("template set or file", source, TEMPLATES)
+        raise did_you_mean("template set or file", source, (*TEMPLATES, OPENAI))
     templates = tuple(dict.fromkeys(line.strip() for line in _lines(Path(source)) if line.strip()))
     if not templates:
         raise InputError(f"{source}: holds no template; write one a line, with {{}} for the label")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import typer
 
 COMMANDS = (
-    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "bench", "compare", "report", "demo",
+    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "eval", "bench", "compare", "report", "demo",
     "ratios", "doctor", "train",
 )  # fmt: skip
 GROUPS = {"data": ("Training data.", ("fetch",))}

@@ -7,3 +7,20 @@ from typing import Annotated
 import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+def share(option: str, text: str) -> float:
+    """A share from 0 to 1, written as `1%` or `0.01`.
+
+    Raises:
+        InputError: It is no such number.
+    """
+    from mobileclip.errors import InputError
+
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InputError(f"{option} {text}: is not a share; write for example 1% or 0.01")
+    return value

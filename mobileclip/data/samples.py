@@ -13,8 +13,8 @@ from mobileclip.errors import InputError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 Reason = Literal[
-    "bad_image", "bad_reinforcement", "damaged_shard", "duplicate", "no_caption", "no_image", "no_reinforcement", "not_joined",
-    "not_utf8", "too_large", "too_small", "unreadable",
+    "bad_image", "bad_reinforcement", "damaged_shard", "duplicate", "no_caption", "no_image", "no_label", "no_reinforcement",
+    "not_joined", "not_utf8", "too_large", "too_small", "unknown_label", "unreadable",
 ]  # fmt: skip
 """Why a sample is skipped; the only vocabulary, in reports and logs alike."""
 

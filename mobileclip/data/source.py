@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobileclip.data.samples import IMAGE_EXTENSIONS, Reason
-from mobileclip.data.shards import Entry, Part, index_shard
+from mobileclip.data.shards import MAX_MEMBER_BYTES, Entry, Part, index_shard
 from mobileclip.errors import InputError, MissingToolError, StorageError
 from mobileclip.files import reading, writing
 
 TABLES = (".csv", ".tsv", ".jsonl")
 IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "filepath", "path", "file"), ("caption", "captions", "title", "text")
+LABEL = "label"
+"""A column or field with the name or number of a class; a table with labels needs no captions."""
 _MAX_TABLE_BYTES = 8 << 30
 
 
@@ -168,7 +170,7 @@ def _download(place: str, path: Path) -> None:
 
 
 def _table(path: Path) -> list[Entry]:
-    """A table with one picture a line: a column with the file (relative to the table), one with the caption or captions."""
+    """A table with one picture a line: a column with the file (relative to the table), one with the caption or captions, other fields."""
     with reading(path):
         if path.stat().st_size > _MAX_TABLE_BYTES:
             raise InputError(f"{path}: is too large for a table; pack it into shards")
@@ -184,7 +186,8 @@ def _rows(path: Path, text: str) -> Iterator[Entry]:
     columns: tuple[str, str] | None = None
     for number, row in parse(path, text):
         if columns is None:
-            columns = _column(path, row, IMAGE_COLUMNS, "picture file"), _column(path, row, CAPTION_COLUMNS, "caption")
+            texts = (*CAPTION_COLUMNS, LABEL)
+            columns = _column(path, row, IMAGE_COLUMNS, "picture file"), _column(path, row, texts, "caption or label")
         yield _row_entry(path, number, row, *columns)
 
 
@@ -217,8 +220,8 @@ def _column(path: Path, row: dict[str, object], names: Sequence[str], what: str)
     return found
 
 
-def _row_entry(path: Path, number: int, row: dict[str, object], image_column: str, caption_column: str) -> Entry:
-    image, caption = row.get(image_column), row.get(caption_column)
+def _row_entry(path: Path, number: int, row: dict[str, object], image_column: str, text_column: str) -> Entry:
+    image, text = row.get(image_column), row.get(text_column)
     key = f"{path.name}:{number}"
     extension = Path(str(image or "")).suffix.lower().removeprefix(".")
     file = path.parent / str(image or "")
@@ -226,9 +229,12 @@ def _row_entry(path: Path, number: int, row: dict[str, object], image_column: st
         size = os.stat(file).st_size if image and extension in IMAGE_EXTENSIONS else 0
     except (OSError, ValueError):
         size = 0
-    if not size:
-        return Entry(key, (), "no_image")
-    captions = [c for c in (caption if isinstance(caption, list) else [caption]) if isinstance(c, str) and c.strip()]
-    if not captions:
-        return Entry(key, (), "no_caption")
-    return Entry(key, (Part(extension, str(file), 0, size), Part("json", content=json.dumps({"captions": captions}).encode())))
+    if not 0 < size <= MAX_MEMBER_BYTES:
+        return Entry(key, (), "too_large" if size else "no_image")
+    fields = {name: value for name, value in row.items() if name not in (image_column, *CAPTION_COLUMNS)}
+    if text_column != LABEL:
+        captions = [c for c in (text if isinstance(text, list) else [text]) if isinstance(c, str) and c.strip()]
+        if not captions:
+            return Entry(key, (), "no_caption")
+        fields["captions"] = captions
+    return Entry(key, (Part(extension, str(file), 0, size), Part("json", content=json.dumps(fields).encode())))

@@ -1,0 +1,1 @@
+"""Scores of a model: zero-shot classification, retrieval, the average over DataComp's 38 data sets."""

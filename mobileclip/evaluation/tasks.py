@@ -1,0 +1,245 @@
+"""Score an encoder on a data set: zero-shot classification (arXiv 2103.00020, section 3.1) and retrieval both ways."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import numpy as np
+from PIL import Image
+
+from mobileclip.data.samples import BadSample, Reason, Tally
+from mobileclip.data.source import LABEL
+from mobileclip.errors import InputError
+from mobileclip.evaluation import metrics
+from mobileclip.evaluation.datasets import Dataset, Example, Kind, matching
+from mobileclip.files import did_you_mean
+from mobileclip.preprocess import open_image
+from mobileclip.zeroshot import Embeddings, class_embeddings, read_labels, read_templates
+
+Progress = Callable[[str], None]
+WHOLE = ("{}",)
+"""The templates that take a text as it is."""
+
+
+class Encoder(Protocol):
+    """What is scored; `mobileclip.export.encoder.Encoder` is one, and a model in training can be wrapped as another."""
+
+    def encode_images(self, images: Iterable[Image.Image]) -> Embeddings:
+        """Normalised embeddings (N, D) of pictures, which are taken from the iterable a few at a time."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        """Normalised embeddings (N, D) of captions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure; each field that is left out follows from the data set.
+
+    Attributes:
+        kind: Classification where the examples have labels, else retrieval.
+        label_field: Field of the examples that holds the label; default for classification `label`. For retrieval the labels are then the
+            texts, each with all pictures of that label; default: the captions, each with its own picture.
+        labels: All classes, or all labels for retrieval; for retrieval of captions more texts that are searched. `NAME<tab>TEXT` gives a
+            label another text. An example's label is a name or an index. Default: the data set's classes, else all labels that occur.
+        templates: Captions with `{}` for the label; default: the data set's own, else the label itself.
+        where: See `mobileclip.evaluation.datasets.matching`.
+    """
+
+    kind: Kind | None = None
+    label_field: str | None = None
+    labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+
+
+def task(kind: str | None, label_field: str | None, labels_file: Path | None, templates: str | None, where: Sequence[str]) -> Task:
+    """A task from what a user writes; see `mobileclip.zeroshot.read_labels` and `read_templates`.
+
+    Raises:
+        InputError: An unknown kind, or a file that cannot be used.
+    """
+    known = next((k for k in get_args(Kind) if k == kind), None)
+    if kind is not None and known is None:
+        raise did_you_mean("task", kind, get_args(Kind))
+    labels = read_labels(file=labels_file) if labels_file else ()
+    return Task(known, label_field, tuple(labels), read_templates(templates) if templates else (), tuple(where))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embedded pictures (N, D) with the examples they are of, without their pictures."""
+
+    rows: Embeddings
+    examples: list[Example]
+    skipped: Counter[str]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measurement.
+
+    Attributes:
+        metrics: Name to value, with `main_metric`.
+        details: Numbers that the main metric must be read with: pictures, classes or texts, chance, the share of the largest class.
+        tally: Examples that were used, and those that were not by reason.
+    """
+
+    kind: Kind
+    metrics: metrics.Metrics
+    details: dict[str, int | float]
+    tally: Tally
+
+
+def run(encoder: Encoder, dataset: Dataset, wanted: Task, max_bad: float, progress: Progress) -> Score:
+    """Score an encoder on a data set.
+
+    Args:
+        max_bad: Largest share of examples that may be unusable, 0 to 1.
+        progress: Told how far it is.
+
+    Raises:
+        InputError: No usable example, or too many unusable ones.
+    """
+    kind, dataset = _kind(dataset, wanted), matching(dataset, wanted.where)
+    embedded = embed(encoder, dataset.read(), progress)
+    templates = wanted.templates or dataset.templates or WHOLE
+    if kind == "classification":
+        labels = wanted.labels or dataset.classes
+        score = classification(encoder, embedded, labels, templates, wanted.label_field or LABEL, progress)
+    else:
+        templates = wanted.templates or WHOLE
+        score = retrieval(encoder, embedded, wanted.label_field, wanted.labels, templates, progress)
+    score.tally.check(max_bad, at_least=1)
+    return score
+
+
+def _kind(dataset: Dataset, wanted: Task) -> Kind:
+    if wanted.kind or dataset.kind:
+        return wanted.kind or dataset.kind or "classification"
+    first = next((e for e in dataset.read() if isinstance(e, Example)), None)
+    return "classification" if wanted.label_field or (first and LABEL in first.fields) else "retrieval"
+
+
+def embed(encoder: Encoder, examples: Iterable[Example | BadSample], progress: Progress) -> Embedded:
+    """Embed the pictures of examples; one that cannot be decoded is counted as `bad_image`. One picture is decoded at a time."""
+    kept: list[Example] = []
+    skipped: Counter[str] = Counter()
+
+    def pictures() -> Iterator[Image.Image]:
+        for i, example in enumerate(examples):
+            if i % 256 == 0:
+                progress(f"embedding pictures: {i:,}")
+            if isinstance(example, BadSample):
+                skipped[example.reason] += 1
+                continue
+            try:
+                image = open_image(example.image) if isinstance(example.image, bytes) else example.image
+            except InputError:
+                skipped["bad_image"] += 1
+                continue
+            kept.append(Example(example.key, b"", example.captions, example.fields))
+            yield image
+
+    return Embedded(encoder.encode_images(pictures()), kept, skipped)
+
+
+def classification(
+    encoder: Encoder, embedded: Embedded, labels: Sequence[str], templates: Sequence[str], label_field: str, progress: Progress
+) -> Score:
+    """Zero-shot classification of embedded pictures; those without a label, or with one that is no class, are counted.
+
+    Raises:
+        InputError: No picture has a label that is a class.
+    """
+    names, texts = _classes(labels or _labels_of(embedded, label_field))
+    index = {name: i for i, name in reversed(list(enumerate(names)))}
+    found = [_label(e.fields.get(label_field), index, len(names) if labels else 0) for e in embedded.examples]
+    tally, used = _tally(embedded, found)
+    if not used:
+        raise InputError(f"no picture has a class in its field {label_field!r} ({tally.reasons()}); name the field, or give the labels")
+    targets = np.array([found[i] for i in used], np.int64)
+    measured = metrics.classification(embedded.rows[used], class_embeddings(encoder, texts, templates, progress), targets)
+    details = {
+        "pictures": len(used),
+        "classes": len(names),
+        "templates": len(templates),
+        "chance": 1 / len(names),
+        "largest_class": float(np.bincount(targets).max() / len(used)),
+    }
+    return Score("classification", {**measured, "main_metric": measured["acc1"]}, details, tally)
+
+
+def retrieval(
+    encoder: Encoder, embedded: Embedded, label_field: str | None, pool: Sequence[str], templates: Sequence[str], progress: Progress
+) -> Score:
+    """Retrieval between embedded pictures and texts: their captions, or their labels; pictures without one are counted.
+
+    Equal captions of two pictures stay two texts, each with one right picture, as clip_benchmark and the published numbers have it.
+
+    Args:
+        label_field: Field with the labels that are the texts; None takes the captions.
+        pool: All labels; without a label field more texts that are searched.
+
+    Raises:
+        InputError: No picture has a text.
+    """
+    if label_field is None:
+        own = [e.captions for e in embedded.examples]
+        tally, used = _tally(embedded, ["no_caption" if not captions else 0 for captions in own])
+        texts = [*itertools.chain.from_iterable(own[i] for i in used), *pool]
+        pairs = [(row, text) for text, row in enumerate(row for row, i in enumerate(used) for _ in own[i])]
+    else:
+        names, texts = _classes(pool or _labels_of(embedded, label_field))
+        index = {name: i for i, name in reversed(list(enumerate(names)))}
+        found = [_label(e.fields.get(label_field), index, len(names) if pool else 0) for e in embedded.examples]
+        tally, used = _tally(embedded, found)
+        pairs = [(row, int(found[i])) for row, i in enumerate(used)]
+    if not pairs:
+        raise InputError(f"no picture has a text ({tally.reasons()}); give captions, or name a field of labels")
+    both = np.array(pairs, np.int64)
+    measured = metrics.retrieval(embedded.rows[used], class_embeddings(encoder, texts, templates, progress), both)
+    queries = len(np.unique(both[:, 1]))  # texts with a picture
+    chance = (len(both) / len(used) / len(texts) + len(both) / queries / len(used)) / 2
+    details = {"pictures": len(used), "texts": len(texts), "templates": len(templates), "chance": chance}
+    return Score("retrieval", {**measured, "main_metric": measured["mean_recall@1"]}, details, tally)
+
+
+def _labels_of(embedded: Embedded, label_field: str) -> list[str]:
+    return sorted({str(e.fields[label_field]).strip() for e in embedded.examples if _is_label(e.fields.get(label_field))})
+
+
+def _classes(labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and texts of labels, see `Task.labels`."""
+    parts = [label.partition("\t") for label in labels]
+    return [name.strip() for name, _, _ in parts], [(text or name).strip() for name, _, text in parts]
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool) and str(value).strip() != ""
+
+
+def _label(value: Any, index: Mapping[str, int], numbered: int) -> int | Reason:
+    """The class of a field's value, or why it has none.
+
+    Numbers are indices below `numbered`, if there are any; so is a text of digits (a table has no numbers) that is no class's name.
+    """
+    if not _is_label(value):
+        return "no_label"
+    text = str(value).strip()
+    if text in index and not (isinstance(value, int) and numbered):
+        return index[text]
+    is_index = text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < numbered
+    return int(text) if is_index else "unknown_label"
+
+
+def _tally(embedded: Embedded, found: Sequence[int | Reason]) -> tuple[Tally, list[int]]:
+    """The final count, and the examples that can be used."""
+    used = [i for i, value in enumerate(found) if isinstance(value, int)]
+    return Tally(len(used), embedded.skipped + Counter(value for value in found if isinstance(value, str))), used
