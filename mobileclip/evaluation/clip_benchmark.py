@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -58,7 +60,8 @@ def open_benchmark(name: str, root: str | None = None, split: str = "test") -> D
     # Its shards are decoded by their members' names, which may ask for pickle: refuse these, and local shards, which we read ourselves.
     webdataset.utils.enforce_security = True
     short = name.removeprefix(WDS)
-    place = (root or (WDS_ROOT if name.startswith(WDS) else ROOT)).format(dataset=short, dataset_cleaned=short.replace("/", "-"))
+    place = root or (WDS_ROOT if name.startswith(WDS) else ROOT)
+    place = place.replace("{dataset}", short).replace("{dataset_cleaned}", short.replace("/", "-"))
     if "'" in place:
         raise InputError(f"{place}: an apostrophe in a place is not supported; rename the folder")
     if name.startswith(WDS) and "://" not in place:
@@ -66,22 +69,19 @@ def open_benchmark(name: str, root: str | None = None, split: str = "test") -> D
     task = builder.get_dataset_default_task(short)
     if task == "image_caption_selection":
         raise InputError(f"{name}: choosing between captions cannot be scored; classification and retrieval can")
+    if name.startswith(WDS):
+        task = "zeroshot_retrieval"  # the package would insist on class names otherwise; what is in the shards decides
     try:
-        data = builder.build_dataset(name, root=place, transform=_same, split=split, task=task)
+        with contextlib.redirect_stdout(sys.stderr):  # the package prints
+            data = builder.build_dataset(name, root=place, transform=_same, split=split, task=task)
     except (ValueError, AssertionError) as e:
-        raise InputError(f"{name}: clip_benchmark cannot open it ({' '.join(str(e).split())[:200]})") from None
+        raise InputError(f"{name}: clip_benchmark cannot open it ({_line(e)})") from None
     except (OSError, RuntimeError) as e:
-        raise StorageError(f"{name}: clip_benchmark cannot get it ({' '.join(str(e).split())[:200]})") from None
+        raise StorageError(f"{name}: clip_benchmark cannot get it ({_line(e)})") from None
     classes, templates = getattr(data, "classes", None) or (), getattr(data, "templates", None) or ()
     if isinstance(templates, dict):
         raise InputError(f"{name}: captions that differ from class to class are not supported")
-    return Dataset(
-        short,
-        lambda: _examples(short, data),
-        tuple(classes),
-        tuple(t.replace("{c}", "{}") for t in templates),
-        "retrieval" if task == "zeroshot_retrieval" or not classes else "classification",
-    )
+    return Dataset(short, lambda: _examples(short, data), tuple(classes), tuple(t.replace("{c}", "{}") for t in templates))
 
 
 def _same(image: Image.Image) -> Image.Image:
@@ -90,8 +90,7 @@ def _same(image: Image.Image) -> Image.Image:
 
 
 def _examples(name: str, data: Any) -> Iterator[Example | BadSample]:
-    items: Iterable[Any] = (data[i] for i in range(len(data))) if hasattr(data, "__getitem__") else data
-    for number, (image, target) in enumerate(items):
+    for number, (image, target) in enumerate(_items(name, data)):
         key = f"{name}/{number}"
         if isinstance(target, list | tuple) and all(isinstance(text, str) for text in target):
             yield Example(key, image, tuple(target))
@@ -99,3 +98,16 @@ def _examples(name: str, data: Any) -> Iterator[Example | BadSample]:
             yield Example(key, image, fields={LABEL: int(target)})
         else:
             raise InputError(f"{name}: pictures with several right classes cannot be scored")
+
+
+def _items(name: str, data: Any) -> Iterator[tuple[Image.Image, Any]]:
+    iterator = iter(data[i] for i in range(len(data))) if hasattr(data, "__len__") else iter(data)
+    try:
+        yield from iterator
+    except Exception as e:  # the package's readers and decoders have error types of their own
+        raise InputError(f"{name}: clip_benchmark cannot read it ({_line(e)})") from e
+
+
+def _line(e: Exception) -> str:
+    cause = e.__cause__ or e
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
