@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import runpy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +119,7 @@ def read_templates(source: str = "none") -> tuple[str, ...]:
     if source in TEMPLATES:
         return TEMPLATES[source]
     if source == OPENAI:
-        require("open_clip", "open-clip", "the template set openai")
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        return _openai_templates()
     if "{}" in source:
         return (source,)
     if not Path(source).exists():
@@ -132,6 +131,16 @@ def read_templates(source: str = "none") -> tuple[str, ...]:
         if "{}" not in template:
             raise InputError(f"{source}: the template {template[:80]!r} has no {{}} for the label")
     return templates
+
+
+def _openai_templates() -> tuple[str, ...]:
+    require("open_clip", "open-clip", f"the template set {OPENAI}")
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None
+    assert package.origin is not None
+    # The file alone: importing the whole package takes seconds.
+    found = runpy.run_path(str(Path(package.origin).with_name("zero_shot_metadata.py")))["OPENAI_IMAGENET_TEMPLATES"]
+    return tuple(template("{}") for template in found)
 
 
 def _lines(path: Path) -> list[str]:
