@@ -25,7 +25,7 @@ def eval(
     data: Annotated[str | None, typer.Option(help="Data set: folder per class, shards, .csv, .jsonl, or clip_benchmark's layout.")] = None,
     task: Annotated[str | None, typer.Option(help="classification or retrieval; default: what the data set has.")] = None,
     label_field: Annotated[str | None, typer.Option(help="Field of the label; for retrieval, labels are then the texts.")] = None,
-    labels_file: Annotated[Path | None, typer.Option(help="All labels, one a line; NAME<tab>TEXT for another text.")] = None,
+    labels_file: Annotated[Path | None, typer.Option(help="All labels, one a line (NAME<tab>TEXT for another text), or .jsonl.")] = None,
     templates: Annotated[str | None, typer.Option(help="none, photo, ensemble, openai, a text with {}, or a file of such lines.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only examples with FIELD=VALUE or FIELD!=VALUE.")] = None,
     clip_benchmark: Annotated[list[str] | None, typer.Option(help="A data set of clip_benchmark, like wds/cifar10; --data: where.")] = None,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobileclip.errors import InputError
 from mobileclip.evaluation.datacomp import MAIN_METRIC
+from mobileclip.evaluation.lines import json_lines
 from mobileclip.evaluation.tasks import Score
-from mobileclip.files import canonical_json, locked, reading, write_bytes
+from mobileclip.files import canonical_json, locked, write_bytes
 
 Row = dict[str, Any]
-_LINE_BYTES = 1 << 24
 
 
 def row(key: str, dataset: str, score: Score, encoder: Mapping[str, object]) -> Row:
@@ -61,19 +60,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[Row, bytes]]:
-    with reading(path), path.open("rb") as file:
-        number = 0
-        while line := file.readline(_LINE_BYTES):
-            number += 1
-            if line := line.strip():
-                yield _parse(line, f"{path}, line {number}"), line
-
-
-def _parse(line: bytes, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise InputError(f"{where}: is not JSON; a results file has one object a line") from None
-    if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("metrics"), dict):
-        raise InputError(f"{where}: is not an object with a text `key` and an object `metrics`")
-    return row
+    for found, line, number in json_lines(path):
+        if not isinstance(found.get("key"), str) or not isinstance(found.get("metrics"), dict):
+            raise InputError(f"{path}, line {number}: has no text `key` and object `metrics`; a results file has them in every line")
+        yield found, line

@@ -17,6 +17,7 @@ from mobileclip.data.source import LABEL
 from mobileclip.errors import InputError
 from mobileclip.evaluation import metrics
 from mobileclip.evaluation.datasets import Dataset, Example, Kind, matching
+from mobileclip.evaluation.lines import json_lines
 from mobileclip.files import did_you_mean
 from mobileclip.preprocess import open_image
 from mobileclip.zeroshot import Embeddings, class_embeddings, read_labels, read_templates
@@ -62,14 +63,28 @@ class Task:
 def task(kind: str | None, label_field: str | None, labels_file: Path | None, templates: str | None, where: Sequence[str]) -> Task:
     """A task from what a user writes; see `mobileclip.zeroshot.read_labels` and `read_templates`.
 
+    Args:
+        labels_file: Text with one label a line; or `.jsonl`, where the label is each line's `label_field`, by default `label`.
+
     Raises:
         InputError: An unknown kind, or a file that cannot be used.
     """
     known = next((k for k in get_args(Kind) if k == kind), None)
     if kind is not None and known is None:
         raise did_you_mean("task", kind, get_args(Kind))
-    labels = read_labels(file=labels_file) if labels_file else ()
+    labels: Sequence[str] = ()
+    if labels_file:
+        labels = _listed(labels_file, label_field or LABEL) if labels_file.suffix == ".jsonl" else read_labels(file=labels_file)
     return Task(known, label_field, tuple(labels), read_templates(templates) if templates else (), tuple(where))
+
+
+def _listed(path: Path, label_field: str) -> list[str]:
+    """The values of a field in their order, each once."""
+    found = {str(row.get(label_field, "")).strip(): None for row, _, _ in json_lines(path)}
+    found.pop("", None)
+    if not found:
+        raise InputError(f"{path}: no line has a field {label_field!r}; name another with --label-field")
+    return list(found)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,11 @@ def test_what_a_user_writes_becomes_a_task(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\ta dog\n")
     made = task("retrieval", "group", tmp_path / "labels.txt", "photo", ["style=half"])
     assert made == Task("retrieval", "group", ("cat", "dog\ta dog"), ("a photo of a {}.",), ("style=half",))
+    (tmp_path / "all.jsonl").write_text('{"label": "a", "group": "g"}\n\n{"label": "b", "group": "g"}\n{"label": "a"}\n')
+    assert task(None, None, tmp_path / "all.jsonl", None, ()).labels == ("a", "b")
+    assert task(None, "group", tmp_path / "all.jsonl", None, ()).labels == ("g",)
+    with pytest.raises(InputError, match="no line has a field 'kind'"):
+        task(None, "kind", tmp_path / "all.jsonl", None, ())
     assert task(None, None, None, None, ()) == Task()
     assert len(task(None, None, None, "openai", ()).templates) == 80
     with pytest.raises(InputError, match="did you mean 'classification'"):
