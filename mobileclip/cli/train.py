@@ -32,9 +32,11 @@ def train(
             progress("trying one step")
             result = plan(settings, device)
         else:
+            from mobileclip.training.scoring import evaluator
             from mobileclip.training.trainer import train as run
 
-            result = run(settings, out or Path("runs") / config.stem, progress=progress, device=device)
+            evaluate = evaluator(settings)
+            result = run(settings, out or Path("runs") / config.stem, progress=progress, evaluate=evaluate, device=device)
     if not result:  # a process beside the main one
         return
     if json_output:

@@ -101,11 +101,15 @@ class ScheduleConfig(_Strict):
 
 
 class EvaluationConfig(_Strict):
-    """A task that is scored during the run, see `mobileclip eval`."""
+    """A task that is scored during the run; the fields are the options of `mobileclip eval`."""
 
     name: str
-    task: str
-    """A task file."""
+    data: str
+    task: Literal["classification", "retrieval"] | None = None
+    label_field: str | None = None
+    labels_file: Path | None = None
+    templates: str | None = None
+    where: list[str] = []
 
 
 class TrainConfig(_Strict):

@@ -167,7 +167,7 @@ class _Run:
         self._resume()
         self._forward: nn.Module = torch.compile(self.student) if config.compile else self.student  # type: ignore[assignment]
         if world > 1:
-            self._forward = DistributedDataParallel(self._forward)
+            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
         self._interrupted = False
 
     # --- state ---------------------------------------------------------------------------------------------------------------
