@@ -19,6 +19,7 @@ from typing import Any
 from mobileclip.errors import InputError, MissingToolError, MobileClipError, StorageError
 
 STAGING_PREFIX = ".mobileclip-tmp-"
+_JSON_LINE_BYTES = 1 << 24
 
 
 def sha256_file(path: Path) -> str:
@@ -43,6 +44,28 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: is a folder, a file is needed") from None
     except OSError as e:
         raise StorageError(f"{path}: cannot be read ({_reason(e)})") from e
+
+
+def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
+    """The objects of a file with one a line, each with its bytes and number. Blank lines are passed over, a bare `NaN` is taken.
+
+    Raises:
+        InputError: No such file, or a line is no JSON object.
+        StorageError: The file cannot be read.
+    """
+    with reading(path), path.open("rb") as file:
+        number = 0
+        while line := file.readline(_JSON_LINE_BYTES):
+            number += 1
+            if not (line := line.strip()):
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}:{number}: is not a JSON object; one a line is needed")
+            yield row, line, number
 
 
 _SPACE, _PLACE = "free some space and run again", "choose a folder that can be written with -o"

@@ -56,13 +56,13 @@ def eval(
             rows.append(files.row(name, dataset.name, tasks.run(encoder, dataset, wanted, allowed, progress), encoder.about()))
             if out:
                 files.append(out, rows[-1:])
+    _show(encoder.title, rows, json_output=json_output)
+
+
+def _show(title: str, rows: Sequence[Row], *, json_output: bool) -> None:
     if json_output:
         output.print_json(rows)
         return
-    _show(encoder.title, rows)
-
-
-def _show(title: str, rows: Sequence[Row]) -> None:
     for row in rows:
         numbers = {**row["details"], **{k: v for k, v in row["metrics"].items() if v is not None and k != "main_metric"}}
         shown = [(name, f"{value:,}" if isinstance(value, int) else _number(name, value)) for name, value in numbers.items()]

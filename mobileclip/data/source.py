@@ -19,7 +19,7 @@ from pathlib import Path
 from mobileclip.data.samples import IMAGE_EXTENSIONS, Reason
 from mobileclip.data.shards import MAX_MEMBER_BYTES, Entry, Part, index_shard
 from mobileclip.errors import InputError, MissingToolError, StorageError
-from mobileclip.files import reading, writing
+from mobileclip.files import json_lines, reading, writing
 
 TABLES = (".csv", ".tsv", ".jsonl")
 IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "filepath", "path", "file"), ("caption", "captions", "title", "text")
@@ -175,42 +175,29 @@ def _table(path: Path) -> list[Entry]:
         if path.stat().st_size > _MAX_TABLE_BYTES:
             raise InputError(f"{path}: is too large for a table; pack it into shards")
         try:
-            with path.open(newline="", encoding="utf-8-sig") as f:
-                return list(_rows(path, f.read()))
+            return list(_rows(path))
         except UnicodeDecodeError as e:
             raise InputError(f"{path}: is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
 
 
-def _rows(path: Path, text: str) -> Iterator[Entry]:
-    parse = _json_lines if path.suffix == ".jsonl" else _csv_lines
+def _rows(path: Path) -> Iterator[Entry]:
+    lines = ((number, row) for row, _, number in json_lines(path)) if path.suffix == ".jsonl" else _csv_lines(path)
     columns: tuple[str, str] | None = None
-    for number, row in parse(path, text):
+    for number, row in lines:
         if columns is None:
             texts = (*CAPTION_COLUMNS, LABEL)
             columns = _column(path, row, IMAGE_COLUMNS, "picture file"), _column(path, row, texts, "caption or label")
         yield _row_entry(path, number, row, *columns)
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
-    try:
-        for row in reader:
-            yield reader.line_num, {str(k): v for k, v in row.items()}
-    except csv.Error as e:
-        raise InputError(f"{path}:{reader.line_num}: {e}") from None
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+def _csv_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        reader = csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ",")
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: is not a JSON object; one a line is needed")
-        yield number, row
+            for row in reader:
+                yield reader.line_num, {str(k): v for k, v in row.items()}
+        except csv.Error as e:
+            raise InputError(f"{path}:{reader.line_num}: {e}") from None
 
 
 def _column(path: Path, row: dict[str, object], names: Sequence[str], what: str) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 
 from mobileclip.errors import InputError
 from mobileclip.evaluation.datacomp import MAIN_METRIC
-from mobileclip.evaluation.lines import json_lines
 from mobileclip.evaluation.tasks import Score
-from mobileclip.files import canonical_json, locked, write_bytes
+from mobileclip.files import canonical_json, json_lines, locked, write_bytes
 
 Row = dict[str, Any]
 
@@ -62,5 +61,5 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 def _lines(path: Path) -> Iterator[tuple[Row, bytes]]:
     for found, line, number in json_lines(path):
         if not isinstance(found.get("key"), str) or not isinstance(found.get("metrics"), dict):
-            raise InputError(f"{path}, line {number}: has no text `key` and object `metrics`; a results file has them in every line")
+            raise InputError(f"{path}:{number}: has no text `key` and object `metrics`; a results file has them in every line")
         yield found, line

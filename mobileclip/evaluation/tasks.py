@@ -17,8 +17,7 @@ from mobileclip.data.source import LABEL
 from mobileclip.errors import InputError
 from mobileclip.evaluation import metrics
 from mobileclip.evaluation.datasets import Dataset, Example, Kind, matching
-from mobileclip.evaluation.lines import json_lines
-from mobileclip.files import did_you_mean
+from mobileclip.files import did_you_mean, json_lines
 from mobileclip.preprocess import open_image
 from mobileclip.zeroshot import Embeddings, class_embeddings, read_labels, read_templates
 

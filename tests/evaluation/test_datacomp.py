@@ -82,9 +82,9 @@ def test_a_file_with_bare_nan_and_blank_lines_is_read(tmp_path):
 def test_a_damaged_line_is_named(tmp_path, line):
     file = tmp_path / "r.jsonl"
     file.write_bytes(b'{"key": "a", "metrics": {}}\n' + line + b"\n")
-    with pytest.raises(InputError, match=r"r\.jsonl, line 2: (is not a JSON object|has no text `key`)"):
+    with pytest.raises(InputError, match=r"r\.jsonl:2: (is not a JSON object|has no text `key`)"):
         results.read(file)
-    with pytest.raises(InputError, match="line 2"):
+    with pytest.raises(InputError, match="jsonl:2: "):
         results.append(file, [{"key": "a", "metrics": {"acc1": 1.0}}])
 
 

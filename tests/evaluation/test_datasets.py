@@ -67,6 +67,16 @@ def test_a_table_of_labels_and_one_of_repeated_pictures(layouts):
     assert reasons(dataset) == ["no_caption"]
 
 
+def test_line_separators_of_unicode_are_text(layouts):
+    caption = "a cat\u2028on a\x85mat"
+    table = layouts.table.with_name("separators.jsonl")
+    table.write_text(json.dumps({"image": "folders/cat/cat-whole.png", "caption": caption}, ensure_ascii=False) + "\n", "utf-8")
+    assert [e.captions for e in usable(open_dataset(str(table)))] == [(caption,)]
+    table = layouts.table.with_name("separators.csv")
+    table.write_text(f"image,caption\nfolders/cat/cat-whole.png,{caption}\n", "utf-8")
+    assert [e.captions for e in usable(open_dataset(str(table)))] == [(caption,)]
+
+
 def test_conditions_choose_a_part(layouts):
     dataset = open_dataset(str(layouts.shards))
     assert len(usable(matching(dataset, ["style=half"]))) == 5
