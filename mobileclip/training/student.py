@@ -30,6 +30,7 @@ class Student(nn.Module):
     def __init__(self, clip: CLIP, *, dtype: torch.dtype | None = None, bias: float | None = None) -> None:
         super().__init__()
         self.clip, self.dtype = clip, dtype
+        clip.visual.to(memory_format=torch.channels_last)  # depthwise convolutions: half the time of a step on the CPU
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias, device=clip.logit_scale.device))
         for name in ("mean", "std"):
             value = torch.tensor(getattr(clip.spec.preprocess, name), device=clip.logit_scale.device).view(3, 1, 1)
@@ -47,6 +48,7 @@ class Student(nn.Module):
         """Embeddings of a batch."""
         with torch.autocast(batch.image.device.type, self.dtype, enabled=self.dtype is not None):
             pixels = (batch.image.to(self.mean.dtype) / 255 - self.mean) / self.std
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
             image = self.clip.encode_image(pixels)
             synthetic = batch.synthetic_tokens
             text = self.clip.encode_text(batch.tokens if synthetic is None else torch.cat([batch.tokens, synthetic]))

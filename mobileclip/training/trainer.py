@@ -142,6 +142,7 @@ class _Run:
         if config.batch_size % (world * config.accumulation):
             raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         clip = start_model(config).to(device)
         freeze(clip, image="image" in config.freeze, text="text" in config.freeze)
         self.ema = moving_average(clip, config.ema) if config.ema is not None else None
@@ -354,7 +355,7 @@ class _Run:
 
 def as_checkpoint(model: CLIP) -> Checkpoint:
     """The weights of a model in train form."""
-    weights = {name: t.detach().float().cpu() if t.is_floating_point() else t.cpu() for name, t in model.state_dict().items()}
+    weights = {n: (t.detach().float() if t.is_floating_point() else t).cpu().contiguous() for n, t in model.state_dict().items()}
     return Checkpoint(model.spec, model.form, False, weights, (model.spec.name,))
 
 
