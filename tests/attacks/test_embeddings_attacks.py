@@ -38,10 +38,10 @@ FP32, BF16 = ({"txt": b"a cat"} | write(stored(), dtype) for dtype in ("fp32", "
 
 def refused(members: dict[str, bytes], match: str = "", marker: Path | None = None, reason: str = "bad_reinforcement") -> None:
     """The sample is refused with one short line, within seconds, and nothing of it was run."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(BadSample, match=match or None) as e:
         read(members)
-    assert time.monotonic() - started < SLOWEST_S
+    assert time.process_time() - started < SLOWEST_S
     assert e.value.reason == reason
     assert len(str(e.value)) < 600
     assert str(e.value).isprintable()

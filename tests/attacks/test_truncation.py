@@ -46,7 +46,7 @@ def test_flipped_bytes_give_an_error_or_a_whole_model(whole, nano, tmp_path):
     messages = []
     for at in places:
         path.write_bytes(data[:at] + bytes([data[at] ^ (1 << draw.randrange(8))]) + data[at + 1 :])
-        started = time.monotonic()
+        started = time.process_time()
         try:
             loaded = load(path)
         except CheckpointError as e:
@@ -54,6 +54,6 @@ def test_flipped_bytes_give_an_error_or_a_whole_model(whole, nano, tmp_path):
         else:
             assert {n: t.shape for n, t in loaded.state.items()} == {n: t.shape for n, t in nano.state.items()}
             assert all(torch.isfinite(t).all() for t in loaded.state.values())
-        assert time.monotonic() - started < 10
+        assert time.process_time() - started < 10
     assert all(m.isprintable() for m in messages)
     assert len(messages) > 15

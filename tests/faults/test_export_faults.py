@@ -141,6 +141,6 @@ def test_ctrl_c_during_the_export(step, delay_s, run, server, tmp_path):
     os.kill(pid, signal.SIGINT)
     sent = time.monotonic()
     assert server.wait(pid) == 130, err.read_text()
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 30
     assert one_error(err) == "error: interrupted"
     assert {p.name for p in tmp_path.glob("out/*")} <= {".bundle.lock"}
