@@ -26,7 +26,7 @@ from mobileclip.data.samples import Tally
 from mobileclip.data.source import find_shards
 from mobileclip.data.stream import Position
 from mobileclip.errors import CheckpointError, GateError, InputError
-from mobileclip.files import locked
+from mobileclip.files import STAGING_PREFIX, locked, remove_tree
 from mobileclip.models.clip import CLIP
 from mobileclip.specs import get_spec
 from mobileclip.tokenizer import Tokenizer
@@ -72,10 +72,19 @@ def train(
     with _threads(config.threads):
         place = distributed.init(device)
         try:
-            with locked(folder / "run", wait=False) if distributed.main_process() else contextlib.nullcontext():
+            with _own(folder) if distributed.main_process() else contextlib.nullcontext():
                 return _Run(config, folder, place, progress, evaluate).run()
         finally:
             distributed.cleanup()
+
+
+@contextlib.contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """Lock the folder, and remove what a killed run left half written."""
+    with locked(folder / "run", wait=False):
+        for stale in folder.glob(f"{STAGING_PREFIX}*"):
+            remove_tree(stale)
+        yield
 
 
 @contextlib.contextmanager
