@@ -1,0 +1,294 @@
+"""A data set in, a reinforced data set out: one shard for each shard, by workers that may die."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mobileclip import __version__, errors
+from mobileclip.data.samples import Tally
+from mobileclip.data.source import Shard
+from mobileclip.errors import InputError, MobileClipError
+from mobileclip.files import STAGING_PREFIX, canonical_json, locked, remove_tree, require, write_bytes, writing
+from mobileclip.reinforce.captioners import load_captioner
+from mobileclip.reinforce.config import ConseConfig, EnsembleConfig, LitConfig
+from mobileclip.reinforce.fit import fit
+from mobileclip.reinforce.shard import Done, Job, Plan, Worker, finished
+from mobileclip.reinforce.teachers import fitted_path, read_heads
+
+MANIFEST, ABOUT, TEACHERS = "manifest.jsonl", "reinforcement.json", "teachers"
+_RETRIES = 5
+"""How often a shard is tried whose worker died."""
+_VERSIONS = ("torch", "pillow", "numpy", "open_clip_torch", "onnxruntime")
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        out: The folder of the data set.
+        tally: Over all shards: present = written + skipped, exactly.
+        shards: All of them.
+        made: Those that this run made, the others were there.
+        teachers: In the order of the stored embeddings.
+        stages: Name to (items, worker seconds), of this run.
+    """
+
+    out: Path
+    tally: Tally = field(default_factory=Tally)
+    shards: int = 0
+    made: int = 0
+    teachers: list[dict[str, Any]] = field(default_factory=list)
+    stages: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def throughput(self) -> list[tuple[str, int, float, float]]:
+        """Stage, items, worker seconds and items a second of one worker."""
+        return [(name, items, seconds, items / max(seconds, 1e-9)) for name, (items, seconds) in self.stages.items()]
+
+
+def reinforce(
+    shards: Sequence[Shard],
+    out: Path,
+    ensemble: EnsembleConfig,
+    progress: Callable[[str], None],
+    *,
+    views: int = 5,
+    captions: int = 5,
+    dtype: Literal["bf16", "fp32"] = "bf16",
+    seed: int = 0,
+    images: bool = True,
+    engine: Literal["local", "ray"] = "local",
+    workers: int = 1,
+    address: str | None = None,
+    max_bad: float = 0.01,
+) -> Summary:
+    """Make a reinforced data set in Apple's layout.
+
+    Finished shards are not made again, and the bytes do not depend on the engine, the number of workers or what was interrupted.
+
+    Args:
+        shards: From `mobileclip.data.source.find_shards`.
+        out: Folder for the shards, `manifest.jsonl`, `reinforcement.json` and the teachers' fitted heads. On a cluster all nodes must see it.
+        ensemble: Teachers, augmentations, captioner.
+        progress: Told what is being done.
+        views: N augmentations a picture.
+        captions: M synthetic captions a picture; 0 for none.
+        dtype: `bf16` (`pth.gz`) or `fp32` (`npz`).
+        seed: Of everything drawn.
+        images: Also write the pictures and captions, so that no join is needed.
+        engine: `local`: in this process. `ray`: Ray Data with `workers` processes.
+        workers: Processes, one core each.
+        address: Of a Ray cluster; default: one is started on this machine.
+        max_bad: Largest share of bad samples.
+
+    Raises:
+        InputError: The folder holds a set made in another way, too many samples are bad, or a teacher is unusable.
+        MissingToolError: A package is not installed.
+        StorageError: A shard cannot be read, or the folder not be written.
+    """
+    if engine == "ray":
+        require("ray", "reinforce", "reinforcing with several workers")
+    with locked(out), writing(out):
+        (out / TEACHERS).mkdir(parents=True, exist_ok=True)
+        for stale in out.glob(f"{STAGING_PREFIX}*"):
+            remove_tree(stale)
+        plan = Plan(_resolved(ensemble), views, captions, dtype, seed, images, (out / TEACHERS).resolve())
+        deciding = _deciding(plan)
+        config = deciding | {"inputs": _inputs_sha256(shards)}
+        _check_same(out, config)
+        _fit_missing(plan, shards, progress)
+        jobs = _jobs(plan, deciding, shards, out)
+        summary = Summary(out, shards=len(jobs))
+        names: dict[str, int] = {}
+        models: dict[str, Any] | None = None
+        todo = []
+        for job in jobs:
+            done = finished(job)
+            if done is None:
+                todo.append(job)
+            else:
+                models = _add(summary, names, models, done)
+        run = _run_ray(plan, todo, workers, address) if engine == "ray" and todo else _run_local(plan, todo)
+        for done in run:
+            models = _add(summary, names, models, done)
+            summary.made += 1
+            summary.tally.check(max_bad)
+            progress(f"{len(names):,} of {len(jobs):,} shards, {summary.tally.seen:,} samples")
+        summary.tally.check(max_bad, at_least=1)
+        summary.teachers = (models or {}).get("teachers", [])
+        _publish(out, config, models or {}, summary.tally, names)
+    return summary
+
+
+def _resolved(ensemble: EnsembleConfig) -> EnsembleConfig:
+    """With absolute paths, for workers elsewhere."""
+    teachers = [
+        t.model_copy(update={"heads": t.heads.resolve()}) if isinstance(t, LitConfig | ConseConfig) and t.heads else t
+        for t in ensemble.teachers
+    ]
+    return ensemble.model_copy(update={"teachers": teachers})
+
+
+def _deciding(plan: Plan) -> dict[str, Any]:
+    """What decides the result, besides the input; heads count by their content."""
+    teachers = []
+    for t in plan.ensemble.teachers:
+        about = t.model_dump(mode="json")
+        if isinstance(t, LitConfig | ConseConfig):
+            about["heads"] = read_heads(t, t.heads).sha256 if t.heads else "fitted"
+        teachers.append(about)
+    return {
+        "teachers": teachers,
+        "augmentation": plan.ensemble.augmentation.model_dump(mode="json"),
+        "captioner": plan.ensemble.captioner.model_dump(mode="json"),
+        "views": plan.views,
+        "captions": plan.captions,
+        "dtype": plan.dtype,
+        "seed": plan.seed,
+        "images": plan.images,
+    }
+
+
+def _inputs_sha256(shards: Sequence[Shard]) -> str:
+    """Over names and sizes: a data set may be moved."""
+    inputs = [[(_name(place), _size(place)) for place in shard.places] for shard in shards]
+    return hashlib.sha256(canonical_json(inputs)).hexdigest()
+
+
+def _name(place: str) -> str:
+    return place if place.startswith("pipe:") else Path(place.rpartition("/")[2]).name
+
+
+def _size(place: str) -> int | None:
+    path = Path(place)
+    return None if place.startswith("pipe:") or "://" in place else path.stat().st_size
+
+
+def _check_same(out: Path, config: dict[str, Any]) -> None:
+    path = out / ABOUT
+    try:
+        before = json.loads(path.read_bytes())["config"]
+    except FileNotFoundError:
+        write_bytes(path, _json({"schema": 1, "config": config}))
+        return
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise InputError(f"{path}: is damaged; remove the folder or choose another one with -o") from None
+    if before != config:
+        names = [k for k in config if not isinstance(before, dict) or before.get(k) != config[k]] or ["config"]
+        shown = ", ".join(f"{k} {_short(before.get(k))} there, {_short(config[k])} now" for k in names if isinstance(before, dict))
+        raise InputError(f"{out}: holds a set that was made in another way ({shown}); choose another folder with -o")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _fit_missing(plan: Plan, shards: Sequence[Shard], progress: Callable[[str], None]) -> None:
+    fitted = [t for t in plan.ensemble.teachers if isinstance(t, LitConfig | ConseConfig) and t.heads is None]
+    missing = [t for t in fitted if not fitted_path(t, plan.folder).exists()]
+    if missing:
+        paths = [fitted_path(t, plan.folder) for t in missing]
+        captioner, policy = load_captioner(plan.ensemble.captioner), plan.ensemble.augmentation.policy()
+        fit(missing, paths, shards, policy, captioner, plan.folder, plan.seed, progress)
+
+
+def _jobs(plan: Plan, deciding: dict[str, Any], shards: Sequence[Shard], out: Path) -> list[Job]:
+    """Named as the inputs where these are distinct and can be names of shards, else by numbers."""
+    names = [re.sub(r"\.tar$", "", _name(shard.places[0])) for shard in shards]
+    if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]{1,100}", name) for name in names):
+        names = [f"{i:08d}" for i in range(len(shards))]
+    on_backbones = [t for t in plan.ensemble.teachers if isinstance(t, LitConfig | ConseConfig)]
+    heads = [read_heads(t, t.heads or fitted_path(t, plan.folder)).sha256 for t in on_backbones]
+    jobs = []
+    for name, shard in zip(names, shards, strict=True):
+        identity = deciding | {"fitted": heads, "inputs": _inputs_sha256([shard])}
+        jobs.append(Job(shard, out / f"{name}.tar", hashlib.sha256(canonical_json(identity)).hexdigest()))
+    return jobs
+
+
+def _add(summary: Summary, names: dict[str, int], models: dict[str, Any] | None, done: Done) -> dict[str, Any]:
+    if models is not None and models != done.models:
+        raise InputError(f"{summary.out}: {done.name} was made by teachers with other weights; choose another folder with -o")
+    summary.tally = summary.tally + done.tally
+    names[done.name] = done.tally.seen
+    for stage, (items, seconds) in done.stages.items():
+        before = summary.stages.get(stage, (0, 0.0))
+        summary.stages[stage] = before[0] + items, before[1] + seconds
+    return done.models
+
+
+def _publish(out: Path, config: dict[str, Any], models: dict[str, Any], tally: Tally, names: dict[str, int]) -> None:
+    lines = [json.dumps({"shard": name, "num_uids": count}) for name, count in sorted(names.items())]
+    write_bytes(out / MANIFEST, "".join(f"{line}\n" for line in lines).encode())
+    versions = {"mobileclip": __version__, "python": platform.python_version()}
+    for package in _VERSIONS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    counts = {"present": tally.present, "written": tally.seen, "skipped": dict(sorted(tally.skipped.items()))}
+    write_bytes(out / ABOUT, _json({"schema": 1, "config": config, **models, "counts": counts, "versions": versions}))
+
+
+def _run_local(plan: Plan, jobs: Sequence[Job]) -> Iterator[Done]:
+    worker = Worker(plan) if jobs else None
+    for job in jobs:
+        assert worker is not None
+        yield worker.make(job)
+
+
+class _RayWorker:
+    """What Ray Data runs: rows in, rows out; an error of ours travels as a row, for Ray would wrap and retry it."""
+
+    def __init__(self, plan: Plan, jobs: Sequence[Job]) -> None:
+        self._plan, self._jobs = plan, jobs
+        self._worker: Worker | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._worker = self._worker or Worker(self._plan)
+            done = self._worker.make(self._jobs[row["id"]])
+        except MobileClipError as e:
+            return {"error": type(e).__name__, "value": str(e)}
+        about = {"name": done.name, "seen": done.tally.seen, "skipped": done.tally.skipped, "models": done.models, "stages": done.stages}
+        return {"error": "", "value": json.dumps(about)}
+
+
+def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, address: str | None) -> Iterator[Done]:
+    import ray
+
+    cpus = None if address else workers
+    ray.init(address=address or "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        rows = ray.data.range(len(jobs), override_num_blocks=len(jobs)).map(
+            _RayWorker,
+            fn_constructor_args=(plan, jobs),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+            num_cpus=1,
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
+        )
+        for row in rows.iter_rows():
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["value"])
+            about = json.loads(row["value"])
+            stages = {name: (items, seconds) for name, (items, seconds) in about["stages"].items()}
+            yield Done(about["name"], Tally(about["seen"], Counter(about["skipped"])), about["models"], stages)
+    finally:
+        ray.shutdown()
