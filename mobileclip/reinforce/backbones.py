@@ -163,9 +163,15 @@ class TextBackbone:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_LENGTHS[-1])
         self._run = _torch_minilm(_L6.path()) if name == "all-minilm-l6" else _onnx_minilm(_L3.path())
+        self._last: tuple[Sequence[str], Floats] | None = None
 
     def __call__(self, texts: Sequence[str]) -> Floats:
-        """(M, 384) of unit length."""
+        """(M, 384) of unit length. The last list of texts is remembered, as for `ImageBackbone`."""
+        if self._last is None or self._last[0] is not texts:
+            self._last = texts, self._embed(texts)
+        return self._last[1]
+
+    def _embed(self, texts: Sequence[str]) -> Floats:
         ids = [e.ids for e in self._tokenizer.encode_batch(list(texts))]
         rows = np.empty((len(ids), SENTENCE), np.float32)
         for previous, length in zip((0, *_LENGTHS), _LENGTHS, strict=False):

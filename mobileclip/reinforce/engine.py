@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections import Counter
@@ -269,6 +270,7 @@ class _RayWorker:
 
 
 def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, address: str | None) -> Iterator[Done]:
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # on a busy machine its own 30 are too short
     import ray
 
     cpus = None if address else workers

@@ -165,7 +165,7 @@ def fit_lit(pairs: Pairs, seed: int) -> dict[str, Floats]:
         "image.bias": image.bias.detach().numpy(),
         "text.weight": text.weight.detach().numpy(),
         "text.bias": text.bias.detach().numpy(),
-        "scale": np.array([min(float(log_scale.exp()), 100.0)], np.float32),
+        "scale": np.array([min(float(log_scale.detach().exp()), 100.0)], np.float32),
     }
 
 

@@ -1,0 +1,76 @@
+"""A small data set and the smallest teachers: this toolkit's own untrained nano, and open_clip models made on the spot."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobileclip.data.shards import write_shard
+from mobileclip.data.source import find_shards
+from mobileclip.reinforce import EnsembleConfig, Summary, reinforce
+
+NANO = {"kind": "checkpoint", "name": "nano", "source": "untrained:mobileclip_nano", "scale": 50}
+
+
+def picture(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((50, 60), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def sample(number: int) -> tuple[str, dict[str, bytes]]:
+    about = {"uid": f"{number:032x}", "label": f"thing {number}", "tags": ["red", "round", f"tag {number % 3}"]}
+    return f"{number:032x}", {"png": picture(number), "txt": f"thing {number}".encode(), "json": json.dumps(about).encode()}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Three shards of 5, 4 and 1 samples; pictures 1 and 6 are the same."""
+    folder = tmp_path_factory.mktemp("data")
+    samples = [sample(n) for n in range(10)]
+    samples[6][1]["png"] = samples[1][1]["png"]
+    for i, part in enumerate((samples[:5], samples[5:9], samples[9:])):
+        write_shard(folder / f"{i:05d}.tar", part)
+    return folder
+
+
+def ensemble(*teachers: dict[str, object], **more: object) -> EnsembleConfig:
+    return EnsembleConfig.model_validate({"schema_version": 1, "teachers": teachers or (NANO,), **more})
+
+
+@pytest.fixture
+def make(data, tmp_path) -> Callable[..., Summary]:
+    """Reinforce `data`, or other shards, into a folder; the smallest run unless told otherwise."""
+
+    def call(*teachers: dict[str, object], shards: object = data, out: Path = tmp_path / "out", **options: object) -> Summary:
+        config = options.pop("config", None) or ensemble(*teachers)
+        settings = {"views": 2, "captions": 2} | options
+        return reinforce(find_shards([str(shards)]), out, config, lambda step: None, **settings)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_open_clip(tmp_path_factory) -> Callable[..., str]:
+    """A function that makes an open_clip model with random weights in a folder, and gives its name: `tiny_open_clip(init_logit_bias=-10)`."""
+
+    def build(kind: str = "clip", **more: object) -> str:
+        text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+        config = {"embed_dim": 24, "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16}, "text_cfg": text, **more}
+        if kind == "coca":
+            config["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True, "head_width": 16}
+            config["text_cfg"] |= {"embed_cls": True, "output_tokens": True}
+            config["multimodal_cfg"] = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+        preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear", "resize_mode": "squash"}
+        folder = tmp_path_factory.mktemp("open_clip")
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+        return f"local-dir:{folder}"
+
+    return build

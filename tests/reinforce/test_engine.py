@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NANO, ensemble, sample
+from PIL import Image
+
+from mobileclip.data.augment import replay
+from mobileclip.data.embeddings import read
+from mobileclip.data.shards import read_shard, write_shard
+from mobileclip.errors import InputError
+from mobileclip.export.encoder import open_encoder
+from mobileclip.reinforce import shard as shard_module
+from mobileclip.reinforce.shard import scaled
+
+
+def shards_in(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.tar"))}
+
+
+def test_embeddings_are_those_of_the_stored_views_and_captions(make, tmp_path):
+    summary = make(views=3, captions=4, dtype="fp32")
+    assert (summary.tally.seen, summary.tally.present, summary.made) == (10, 10, 3)
+    teacher = open_encoder(NANO["source"])
+    lines = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    assert lines == [{"shard": "00000", "num_uids": 5}, {"shard": "00001", "num_uids": 4}, {"shard": "00002", "num_uids": 1}]
+    seen = 0
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        for s in read_shard(path):
+            seen += 1
+            assert set(s.members) == {"png", "txt", "json", "npz", "syn.json", "paug.json"}
+            r = read(s.members)
+            assert r.image.shape == (3, 128) and r.real.shape == (1, 128) and r.synthetic["syn_text"].shape == (4, 128)
+            image = Image.open(io.BytesIO(s.members["png"]))
+            views = [Image.fromarray(replay(image, scaled(p, 64 / 224), 64, "bilinear")) for p in r.param_aug]
+            np.testing.assert_allclose(teacher.encode_images(views), r.image, atol=2e-6)
+            np.testing.assert_allclose(teacher.encode_texts(s.captions()), r.real, atol=2e-6)
+            np.testing.assert_allclose(teacher.encode_texts(r.captions["syn_text"]), r.synthetic["syn_text"], atol=2e-6)
+            assert np.abs(r.image[0] - r.image[1]).max() > 1e-4
+    assert seen == 10
+
+
+def test_shards_larger_than_every_batch_are_whole(make, tmp_path, monkeypatch):
+    make(out=tmp_path / "large")
+    monkeypatch.setattr(shard_module, "_BLOCK", 2)
+    monkeypatch.setattr(shard_module, "_VIEWS_AT_ONCE", 3)
+    make(out=tmp_path / "small")
+    assert shards_in(tmp_path / "large") == shards_in(tmp_path / "small")
+
+
+def test_result_does_not_depend_on_order_or_on_what_was_remembered(make, data, tmp_path):
+    make(out=tmp_path / "all")
+    make(shards=data / "00001.tar", out=tmp_path / "one")
+    assert shards_in(tmp_path / "all")["00001.tar"] == shards_in(tmp_path / "one")["00001.tar"]
+
+
+def test_repeated_pictures_and_captions_are_embedded_once(make, tmp_path):
+    stages = make(captions=0).stages
+    assert stages["images nano"][0] == 9 * 2, "ten pictures, two of them the same"
+    assert stages["texts nano"][0] == 10
+    found = {s.key: read(s.members) for p in (tmp_path / "out").glob("*.tar") for s in read_shard(p)}
+    assert found[f"{1:032x}"].param_aug == found[f"{6:032x}"].param_aug
+    assert np.array_equal(found[f"{1:032x}"].image, found[f"{6:032x}"].image)
+
+
+def test_seed_changes_views_and_captions(make, tmp_path):
+    make(out=tmp_path / "a")
+    make(out=tmp_path / "b", seed=1)
+    a, b = (next(iter(read_shard(tmp_path / name / "00000.tar"))) for name in "ab")
+    assert a.members["paug.json"] != b.members["paug.json"]
+    assert a.members["syn.json"] != b.members["syn.json"]
+
+
+def test_several_teachers_stand_side_by_side_each_at_its_own_size(make, tmp_path, tiny_open_clip):
+    other = {"kind": "open_clip", "name": "tiny", "model": tiny_open_clip()}
+    make(NANO, other, out=tmp_path / "both", dtype="fp32")
+    make(NANO, out=tmp_path / "first", dtype="fp32")
+    make(other, out=tmp_path / "second", dtype="fp32")
+    rows = [read(next(iter(read_shard(tmp_path / n / "00000.tar"))).members) for n in ("both", "first", "second")]
+    np.testing.assert_array_equal(rows[0].image, np.concatenate([rows[1].image, rows[2].image], 1))
+    np.testing.assert_array_equal(rows[0].real, np.concatenate([rows[1].real, rows[2].real], 1))
+    about = json.loads((tmp_path / "both/reinforcement.json").read_text())
+    assert [(t["name"], t["width"], t["side"]) for t in about["teachers"]] == [("nano", 128, 64), ("tiny", 24, 32)]
+
+
+def test_without_images_the_layout_is_apples(make, tmp_path):
+    make(images=False)
+    s = next(iter(read_shard(tmp_path / "out/00000.tar")))
+    assert set(s.members) == {"json", "paug.json", "pth.gz", "syn.json"}
+
+
+def test_finished_shards_are_kept_and_others_made_again(make, tmp_path):
+    out = tmp_path / "out"
+    make()
+    before = shards_in(out)
+    times = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
+    (out / "00001_stats.json").unlink()
+    (out / "00002.tar").write_bytes(before["00002.tar"][:-1])
+    (out / ".mobileclip-tmp-left").write_bytes(b"x")
+    assert make().made == 2
+    assert shards_in(out) == before
+    assert (out / "00000.tar").stat().st_mtime_ns == times["00000.tar"]
+    assert not list(out.glob(".mobileclip-tmp-*"))
+
+
+def test_folder_made_in_another_way_is_refused(make, tmp_path):
+    make()
+    with pytest.raises(InputError, match=r"another way \(views 2 there, 3 now\)"):
+        make(views=3)
+
+
+def test_bad_samples_are_counted_by_reason(make, tmp_path):
+    folder = tmp_path / "bad"
+    good = [sample(n) for n in range(4)]
+    cut = ("cut", sample(4)[1] | {"png": sample(4)[1]["png"][:300]})
+    none = ("none", {k: v for k, v in sample(5)[1].items() if k != "png"})
+    mute = ("mute", {"png": sample(6)[1]["png"], "txt": b" "})
+    latin = ("latin", sample(7)[1] | {"txt": "caf\xe9".encode("latin-1")})
+    write_shard(folder / "00000.tar", [*good, cut, none, mute, latin])
+    (folder / "00001.tar").write_bytes(b"no tar file" * 100)
+    summary = make(shards=folder, max_bad=1.0)
+    reasons = {"bad_image": 1, "no_image": 1, "no_caption": 1, "not_utf8": 1, "damaged_shard": 1}
+    assert (summary.tally.seen, dict(summary.tally.skipped)) == (4, reasons)
+    assert summary.tally.present == 9
+    with pytest.raises(InputError, match="5 of 9 samples are bad"):
+        make(shards=folder, out=tmp_path / "strict")
+
+
+def test_nan_teacher_stops_the_run(make, tmp_path, tiny_open_clip, monkeypatch):
+    import torch
+
+    from mobileclip.reinforce.teachers import OpenClipTeacher
+
+    build = OpenClipTeacher.__init__
+
+    def broken(self, config):
+        build(self, config)
+        with torch.no_grad():
+            self._model.visual.proj.fill_(float("nan"))
+
+    monkeypatch.setattr(OpenClipTeacher, "__init__", broken)
+    with pytest.raises(InputError, match="teacher tiny: gives numbers that are not finite"):
+        make({"kind": "open_clip", "name": "tiny", "model": tiny_open_clip()})
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+COMMAND = [sys.executable, "-m", "mobileclip.cli.main"]
+
+
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "teachers.yaml"
+    path.write_text(json.dumps(ensemble().model_dump(mode="json")))
+    return path
+
+
+def start(data: Path, tmp_path: Path, *options: str) -> subprocess.Popen[str]:
+    code = "import sys; from mobileclip.cli.main import main; main()"
+    arguments = ["reinforce", str(data), "-o", str(tmp_path / "out"), "--teachers", str(config_file(tmp_path)), "--views", "2", "--captions", "2"]
+    return subprocess.Popen([sys.executable, "-c", code, *arguments, *options], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_a_shard(out: Path, process: subprocess.Popen[str]) -> None:
+    while not list(out.glob("*_stats.json")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_interrupted_run_goes_on_to_the_same_bytes(make, data, tmp_path, sent, code):
+    make(out=tmp_path / "whole")
+    process = start(data, tmp_path)
+    wait_for_a_shard(tmp_path / "out", process)
+    process.send_signal(sent)
+    error = process.communicate()[1]
+    assert process.returncode in (code, 0), error
+    for path in (tmp_path / "out").glob("*.tar"):
+        assert path.read_bytes() == shards_in(tmp_path / "whole")[path.name]
+    make()
+    assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
+    assert (tmp_path / "out/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_ray_replaces_killed_workers(make, data, tmp_path):
+    make(out=tmp_path / "whole")
+    process = start(data, tmp_path, "--workers", "2")
+    wait_for_a_shard(tmp_path / "out", process)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "raylet"], capture_output=True, text=True, check=False).stdout.split()
+    victims = [v for w in workers for v in subprocess.run(["pgrep", "-P", w, "-f", "ray::"], capture_output=True, text=True, check=False).stdout.split()]
+    for victim in victims:
+        os.kill(int(victim), signal.SIGKILL)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
