@@ -79,7 +79,7 @@ def _scalar(node: yaml.Node) -> Any:
 
 def _problem(path: Path, error: Any, lines: _Lines) -> str:
     place = tuple(str(part) for part in error["loc"])
-    known = next(place[:n] for n in range(len(place), -1, -1) if place[:n] in lines)
+    known = next((place[:n] for n in range(len(place), -1, -1) if place[:n] in lines), ())
     field = ".".join(p for p in place if p in {name for found in lines for name in found} or p == place[-1])
     message = error["msg"].removeprefix("Value error, ")
     return f"{path}:{lines.get(known, 1)}: {f'{field}: ' if field else ''}{message}"

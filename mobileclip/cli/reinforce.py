@@ -22,6 +22,7 @@ def reinforce(
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
     images: Annotated[bool, typer.Option(help="Also write pictures and captions; without, the set is to be joined by key.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, with Ray.")] = 0,
     engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Default: Ray for several workers, else this process.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Stop where a larger share of the samples is bad.")] = 0.01,
@@ -38,7 +39,7 @@ def reinforce(
     with output.progress(json_output=json_output) as progress:
         summary = library.reinforce(
             found, out, ensemble, progress, views=views, captions=captions, dtype=dtype, seed=seed, images=images, workers=workers,
-            engine=engine or ("ray" if workers > 1 or address else "local"), address=address, max_bad=max_bad,
+            gpus=gpus, engine=engine or ("ray" if workers > 1 or address else "local"), address=address, max_bad=max_bad,
         )  # fmt: skip
     if json_output:
         output.print_json(asdict(summary) | {"out": str(out), "skipped": summary.tally.skipped, "throughput": summary.throughput()})
@@ -47,6 +48,7 @@ def reinforce(
         rows = [(name, items, f"{seconds:.1f}", f"{rate:.1f}") for name, items, seconds, rate in summary.throughput()]
         output.print_table("throughput of one worker", ("stage", "items", "seconds", "items/s"), rows)
     output.print_line(
-        f"wrote {out}: {summary.tally.seen:,} of {summary.tally.present:,} samples in {summary.shards:,} shards ({summary.made:,} made now); "
+        f"wrote {out}: {summary.tally.seen:,} of {summary.tally.present:,} samples "
+        f"in {summary.shards:,} shards ({summary.made:,} made now); "
         f"skipped: {summary.tally.reasons()}"
     )

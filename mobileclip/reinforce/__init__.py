@@ -1,4 +1,4 @@
-"""Reinforced data sets: augmentations, synthetic captions and teachers' embeddings, computed once (MobileCLIP, arXiv 2311.17049, section 4)."""
+"""Reinforced data sets: augmentations, captions and teachers' embeddings, computed once (MobileCLIP, arXiv 2311.17049, section 4)."""
 
 from mobileclip.reinforce.config import EnsembleConfig, load_ensemble
 from mobileclip.reinforce.engine import Summary, reinforce

@@ -7,7 +7,8 @@ row's embedding is then the same to the bit whatever else is embedded with it, s
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,7 +138,7 @@ def _lite_onnx(name: ImageName, side: int) -> bytes:
     from efficientnet_lite_pytorch import EfficientNet
 
     class Pooled(torch.nn.Module):
-        def __init__(self, net: nn.Module) -> None:
+        def __init__(self, net: Any) -> None:
             super().__init__()
             self.net = net
 
@@ -150,6 +151,7 @@ def _lite_onnx(name: ImageName, side: int) -> bytes:
     net.load_state_dict(torch.load(_IMAGE[name].path(), map_location="cpu", weights_only=True))
     pixels = torch.zeros(IMAGE_BATCH, side, side, 3, dtype=torch.uint8)
     program = torch.onnx.export(Pooled(net).eval(), (pixels,), dynamo=True, input_names=["pixels"], verbose=False)
+    assert program is not None
     return program.model_proto.SerializeToString()
 
 
@@ -249,3 +251,16 @@ def _bert_layer(weights: dict[str, Any], name: str) -> nn.TransformerEncoderLaye
         state |= {f"{ours}.{kind}": weights[f"{name}.{theirs}.{kind}"] for ours, theirs in _BERT_NAMES.items()}
     layer.load_state_dict(state)
     return layer.eval()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one core, so that results do not depend on how many there are."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

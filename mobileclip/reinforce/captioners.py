@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mobileclip.data.samples import Sample
@@ -15,8 +16,15 @@ from mobileclip.errors import InputError
 from mobileclip.files import did_you_mean, require
 from mobileclip.reinforce.config import CaptionerConfig, CocaConfig, TemplatesConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FOLDER = "local-dir:"
 _TRIES = 8
 _MOST_TAGS = 4
+_START, _END = 49406, 49407
+_SHORTEST = 5
+"""Tokens of a caption before it may end."""
 _FEW_TAGS = 2
 """Tags alone say enough from this many on."""
 
@@ -118,12 +126,12 @@ class CocaCaptioner:
 
         from mobileclip.sources import weights_sha256
 
-        if not config.model.startswith("local-dir:") and config.model not in open_clip.list_models():
+        if not config.model.startswith(_FOLDER) and config.model not in open_clip.list_models():
             raise did_you_mean("open_clip model", config.model, [m for m in open_clip.list_models() if m.startswith("coca")])
         torch.manual_seed(0)
         try:
             model, _, self._transform = open_clip.create_model_and_transforms(
-                config.model, pretrained=config.pretrained, load_weights=config.pretrained is not None
+                config.model, pretrained=config.pretrained, load_weights=config.pretrained is not None or config.model.startswith(_FOLDER)
             )
         except (RuntimeError, OSError, ImportError, ValueError) as e:
             raise InputError(f"captioner: open_clip cannot load {config.model}: {str(e).splitlines()[0][:300]}") from None
@@ -134,28 +142,56 @@ class CocaCaptioner:
         self._model = model.eval().requires_grad_(False).to(self._device)
 
     def caption(self, subjects: Sequence[Subject], count: int) -> list[list[str]]:
-        """See `Captioner`. A batch draws from the seed of its first picture, so the batches must be cut in the same places."""
+        """See `Captioner`."""
         import torch
 
         found: list[list[str]] = []
         for start in range(0, len(subjects), self._config.batch):
-            part = subjects[start : start + self._config.batch]
-            seeds = np.random.SeedSequence(part[0].seed).generate_state(count)
+            part = list(subjects[start : start + self._config.batch])
+            part += part[-1:] * (self._config.batch - len(part))
             pixels = torch.stack([self._transform(s.image) for s in part]).to(self._device)
-            rounds = [self._generate(pixels, int(seed)) for seed in seeds]
+            rngs = [np.random.default_rng([*s.seed, 1]) for s in part]
+            with torch.inference_mode():
+                latent, tokens = self._model._encode_image(pixels)
+                rounds = [self._sample(pixels, latent, tokens, rngs) for _ in range(count)]
             found += [list(captions) for captions in zip(*rounds, strict=True)]
-        return found
+        return found[: len(subjects)]
 
-    def _generate(self, pixels: object, seed: int) -> list[str]:
+    def _sample(self, pixels: Tensor, latent: Tensor, visual: Tensor, rngs: Sequence[np.random.Generator]) -> list[str]:
+        """One caption for each picture. open_clip's own `generate` needs parts that transformers 5 no longer has."""
         import open_clip
         import torch
 
-        torch.manual_seed(seed)
-        with torch.inference_mode():
-            tokens = self._model.generate(
-                pixels, generation_type="top_p", top_p=self._config.top_p, seq_len=self._config.tokens, fixed_output_length=True
-            )
-        return [cut(open_clip.decode(row)) for row in tokens.cpu()]
+        text = torch.full((len(rngs), 1), _START, device=pixels.device)
+        while text.shape[1] < self._config.tokens:
+            outputs = self._model(pixels, text, image_latent=latent, image_embs=visual, output_labels=False)
+            logits = outputs["logits"][:, -1].double()
+            if text.shape[1] < _SHORTEST:
+                logits[:, _END] = -torch.inf
+            drawn = nucleus(logits.softmax(1).cpu().numpy(), self._config.top_p, [rng.random() for rng in rngs])
+            ended = (text == _END).any(1)
+            text = torch.cat([text, torch.from_numpy(drawn).to(text).masked_fill(ended, _END)[:, None]], 1)
+            if (text[:, -1] == _END).all():
+                break
+        return [cut(open_clip.decode(row)) for row in text.cpu()]
+
+
+def nucleus(probabilities: NDArray[np.float64], top_p: float, uniform: Sequence[float]) -> NDArray[np.int64]:
+    """Draw from the likeliest values that together have `top_p` (Holtzman et al. 2020, arXiv 1904.09751).
+
+    Args:
+        probabilities: (B, values).
+        top_p: 0 to 1.
+        uniform: B numbers drawn from [0, 1).
+
+    Returns:
+        (B,) the values.
+    """
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    total = np.cumsum(np.take_along_axis(probabilities, order, 1), axis=1)
+    kept = np.argmax(total >= min(top_p, 1 - 1e-9), axis=1)  # the last that is kept
+    chosen = [np.searchsorted(row, u * row[k], side="right") for row, u, k in zip(total, uniform, kept, strict=True)]
+    return order[np.arange(len(order)), chosen]
 
 
 def cut(text: str) -> str:

@@ -22,9 +22,9 @@ class OpenClipConfig(Strict):
     kind: Literal["open_clip"]
     name: Name
     model: str
-    """As open_clip names it, or `local-dir:FOLDER`."""
+    """As open_clip names it, or `local-dir:FOLDER` for a folder with its config and weights."""
     pretrained: str | None = None
-    """Tag or file; without one the weights are random, but the same each time."""
+    """Tag or file; without one the weights are random, or those in the folder."""
     scale: Scale | None = None
     """1 / temperature of the distillation; default: the model's own."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -73,9 +73,9 @@ class TemplatesConfig(Strict):
     """Captions from the label and the tags in a sample's `json`; without a label, from its first caption."""
 
     kind: Literal["templates"] = "templates"
-    templates: list[str] = Field(
-        ["{}", "a {}", "an emoji of {}", "an icon of {}", "a drawing of {}", "clipart of {}", "a picture of the {}"], min_length=1
-    )
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "{}", "a {}", "an emoji of {}", "an icon of {}", "a drawing of {}", "clipart of {}", "a picture of the {}",
+    )  # fmt: skip
 
 
 class CocaConfig(Strict):

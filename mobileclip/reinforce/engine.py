@@ -10,14 +10,14 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mobileclip import __version__, errors
 from mobileclip.data.samples import Tally
 from mobileclip.data.source import Shard
-from mobileclip.errors import InputError, MobileClipError
+from mobileclip.errors import InputError, MobileClipError, StorageError
 from mobileclip.files import STAGING_PREFIX, canonical_json, locked, remove_tree, require, write_bytes, writing
 from mobileclip.reinforce.captioners import load_captioner
 from mobileclip.reinforce.config import ConseConfig, EnsembleConfig, LitConfig
@@ -28,6 +28,8 @@ from mobileclip.reinforce.teachers import fitted_path, read_heads
 MANIFEST, ABOUT, TEACHERS = "manifest.jsonl", "reinforcement.json", "teachers"
 _RETRIES = 5
 """How often a shard is tried whose worker died."""
+_PATIENCE = {"RAY_health_check_timeout_ms": "60000", "RAY_health_check_failure_threshold": "20"}
+"""Ray takes a machine that is busy for half a minute for dead."""
 _VERSIONS = ("torch", "pillow", "numpy", "open_clip_torch", "onnxruntime")
 
 
@@ -69,6 +71,7 @@ def reinforce(
     images: bool = True,
     engine: Literal["local", "ray"] = "local",
     workers: int = 1,
+    gpus: float = 0,
     address: str | None = None,
     max_bad: float = 0.01,
 ) -> Summary:
@@ -78,7 +81,7 @@ def reinforce(
 
     Args:
         shards: From `mobileclip.data.source.find_shards`.
-        out: Folder for the shards, `manifest.jsonl`, `reinforcement.json` and the teachers' fitted heads. On a cluster all nodes must see it.
+        out: Folder for shards, `manifest.jsonl`, `reinforcement.json` and fitted heads. On a cluster all nodes must see it.
         ensemble: Teachers, augmentations, captioner.
         progress: Told what is being done.
         views: N augmentations a picture.
@@ -87,7 +90,8 @@ def reinforce(
         seed: Of everything drawn.
         images: Also write the pictures and captions, so that no join is needed.
         engine: `local`: in this process. `ray`: Ray Data with `workers` processes.
-        workers: Processes, one core each.
+        workers: Processes, one core each; at most so many on a cluster.
+        gpus: Of each worker, for Ray; open_clip's models then run there.
         address: Of a Ray cluster; default: one is started on this machine.
         max_bad: Largest share of bad samples.
 
@@ -118,7 +122,7 @@ def reinforce(
                 todo.append(job)
             else:
                 models = _add(summary, names, models, done)
-        run = _run_ray(plan, todo, workers, address) if engine == "ray" and todo else _run_local(plan, todo)
+        run = _run_ray(plan, todo, workers, gpus, address) if engine == "ray" and todo else _run_local(plan, todo)
         for done in run:
             models = _add(summary, names, models, done)
             summary.made += 1
@@ -189,6 +193,10 @@ def _check_same(out: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{out}: holds a set that was made in another way ({shown}); choose another folder with -o")
 
 
+def _line(e: Exception) -> str:
+    return " ".join(str(e).split())[:200] or type(e).__name__
+
+
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -253,44 +261,51 @@ def _run_local(plan: Plan, jobs: Sequence[Job]) -> Iterator[Done]:
 
 
 class _RayWorker:
-    """What Ray Data runs: rows in, rows out; an error of ours travels as a row, for Ray would wrap and retry it."""
+    """What Ray Data runs: rows in, rows out; an error of ours travels as a row, for Ray would try again."""
 
-    def __init__(self, plan: Plan, jobs: Sequence[Job]) -> None:
-        self._plan, self._jobs = plan, jobs
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        job = json.loads(row["job"])
         try:
             self._worker = self._worker or Worker(self._plan)
-            done = self._worker.make(self._jobs[row["id"]])
+            done = self._worker.make(Job(Shard(tuple(job["places"])), Path(job["out"]), job["fingerprint"]))
         except MobileClipError as e:
             return {"error": type(e).__name__, "value": str(e)}
-        about = {"name": done.name, "seen": done.tally.seen, "skipped": done.tally.skipped, "models": done.models, "stages": done.stages}
-        return {"error": "", "value": json.dumps(about)}
+        return {"error": "", "value": json.dumps(asdict(done))}
 
 
-def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, address: str | None) -> Iterator[Done]:
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # on a busy machine its own 30 are too short
+def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address: str | None) -> Iterator[Done]:
+    """Ray Data over one row for each shard; it starts, grows and replaces the workers."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     import ray
 
-    cpus = None if address else workers
-    ray.init(address=address or "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    local = {} if address else {"num_cpus": workers}
     try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        rows = ray.data.range(len(jobs), override_num_blocks=len(jobs)).map(
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+    except Exception as e:  # Ray raises plain exceptions here
+        raise StorageError(f"Ray cannot {'be reached' if address else 'start'} ({_line(e)}); run again, or with --engine local") from None
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = [{"job": json.dumps({"places": j.shard.places, "out": str(j.out.resolve()), "fingerprint": j.fingerprint})} for j in jobs]
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _RayWorker,
-            fn_constructor_args=(plan, jobs),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+            fn_constructor_args=(plan,),
+            compute=ray.data.ActorPoolStrategy(min_size=1 if address else min(workers, len(jobs)), max_size=workers),
             num_cpus=1,
+            num_gpus=gpus,
             max_restarts=-1,
             max_task_retries=_RETRIES,
         )
-        for row in rows.iter_rows():
+        for row in made.iter_rows():
             if row["error"]:
                 raise getattr(errors, row["error"])(row["value"])
-            about = json.loads(row["value"])
-            stages = {name: (items, seconds) for name, (items, seconds) in about["stages"].items()}
-            yield Done(about["name"], Tally(about["seen"], Counter(about["skipped"])), about["models"], stages)
+            done = json.loads(row["value"])
+            yield Done(**done | {"tally": Tally(done["tally"]["seen"], Counter(done["tally"]["skipped"]))})
+    except ray.exceptions.RayError as e:
+        raise StorageError(f"Ray gave up ({_line(e)}); run again to go on from the shards that are finished") from None
     finally:
         ray.shutdown()

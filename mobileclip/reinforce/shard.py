@@ -14,20 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from mobileclip.data.augment import Params, draw, replay
+from mobileclip.data.augment import Params, draw
 from mobileclip.data.embeddings import Reinforcement, write
-from mobileclip.data.operations import OPERATIONS
 from mobileclip.data.samples import IMAGE_EXTENSIONS, BadSample, Tally
 from mobileclip.data.shards import Entry, read_entry, write_shard
 from mobileclip.data.source import Shard, opened
 from mobileclip.errors import InputError
 from mobileclip.files import canonical_json, write_bytes
 from mobileclip.preprocess import open_image
-from mobileclip.reinforce.backbones import Floats
+from mobileclip.reinforce.backbones import Floats, one_thread
 from mobileclip.reinforce.captioners import Subject, load_captioner
 from mobileclip.reinforce.config import EnsembleConfig
-from mobileclip.reinforce.fit import one_thread
 from mobileclip.reinforce.teachers import Teacher, load_teacher
+from mobileclip.reinforce.views import render
 
 CAPTIONS_KEY = "syn_text"
 _BLOCK = 128
@@ -36,7 +35,6 @@ _VIEWS_AT_ONCE = 256
 _CACHE_BYTES = 256 << 20
 """Of embeddings that a worker remembers, for pictures and for captions each."""
 _REPLACED = ("syn.json", "paug.json", "npz", "pth.gz")
-_TRANSLATIONS = tuple(i for i, operation in enumerate(OPERATIONS) if operation.name in ("TranslateX", "TranslateY"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class Worker:
         self._stages: dict[str, list[float]] = {}
 
     def make(self, job: Job) -> Done:
-        """Make a shard and the file beside it, both atomically; equal arguments give equal bytes. What is no shard counts as one bad sample.
+        """Make a shard and the file beside it, both atomically; equal arguments give equal bytes. No shard at all counts as a bad sample.
 
         Raises:
             StorageError: It cannot be read, or the output not be written.
@@ -242,7 +240,7 @@ class Worker:
         columns: list[Floats | None] = [None] * len(self.teachers)
         for size in dict.fromkeys((t.side, t.interpolation) for t in self.teachers):
             with self._timed(f"augment at {size[0]}", len(views)):
-                pixels = [replay(p.subject.image, scaled(params, size[0] / self._policy.resolution), *size) for p, params in views]
+                pixels = [render(p.subject.image, params, self._policy, *size) for p, params in views]
             for k, teacher in enumerate(self.teachers):
                 if (teacher.side, teacher.interpolation) == size:
                     with self._timed(f"images {teacher.name}", len(views)):
@@ -272,23 +270,6 @@ class Worker:
             total = self._stages.setdefault(stage, [0, 0.0])
             total[0] += items
             total[1] += time.perf_counter() - start
-
-
-def scaled(params: Params, factor: float) -> Params:
-    """The same augmentation for another size: translations are in pixels, everything else is relative.
-
-    So all teachers see the same part of the picture, each at its full sharpness. (Apple's generator renders once and resizes; both are
-    the same where the teacher's size is the one that was drawn for.)
-    """
-    if factor == 1:
-        return params
-
-    def step(element: object) -> object:
-        if not isinstance(element, list) or not element or not isinstance(element[0], list):
-            return element
-        return [[i, magnitude * factor if i in _TRANSLATIONS else magnitude] for i, magnitude in element]
-
-    return [step(element) for element in params]
 
 
 def _key(key: str) -> str:

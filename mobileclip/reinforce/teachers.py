@@ -25,6 +25,7 @@ Views = Sequence[NDArray[np.uint8]]
 HEAD_WIDTH = 256
 TOP_CLASSES = 10
 _BATCH = 32
+_FOLDER = "local-dir:"
 
 
 class Teacher(Protocol):
@@ -39,18 +40,12 @@ class Teacher(Protocol):
         weights: SHA-256 that stands for its weights.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def side(self) -> int: ...
-    @property
-    def interpolation(self) -> Literal["bilinear", "bicubic"]: ...
-    @property
-    def scale(self) -> float: ...
-    @property
-    def weights(self) -> str: ...
+    name: str
+    width: int
+    side: int
+    interpolation: Literal["bilinear", "bicubic"]
+    scale: float
+    weights: str
 
     def embed_images(self, views: Views) -> Floats:
         """(N, width) of unit length; normalising the pixels is the teacher's own matter."""
@@ -103,11 +98,13 @@ class OpenClipTeacher:
 
         from mobileclip.sources import weights_sha256
 
-        if not config.model.startswith(("local-dir:", "hf-hub:")) and config.model not in open_clip.list_models():
+        if not config.model.startswith((_FOLDER, "hf-hub:")) and config.model not in open_clip.list_models():
             raise did_you_mean("open_clip model", config.model, open_clip.list_models())
         torch.manual_seed(0)
         try:
-            model = open_clip.create_model(config.model, pretrained=config.pretrained, load_weights=config.pretrained is not None)
+            model = open_clip.create_model(
+                config.model, pretrained=config.pretrained, load_weights=config.pretrained is not None or config.model.startswith(_FOLDER)
+            )
             self._tokenize = open_clip.get_tokenizer(config.model)
         except (RuntimeError, OSError, ImportError, ValueError) as e:
             raise InputError(f"teacher {config.name}: open_clip cannot load {config.model}: {str(e).splitlines()[0][:300]}") from None
@@ -116,7 +113,7 @@ class OpenClipTeacher:
         self.side = cfg.size[0] if isinstance(cfg.size, tuple | list) else cfg.size
         self.interpolation: Literal["bilinear", "bicubic"] = "bilinear" if cfg.interpolation == "bilinear" else "bicubic"
         self._spec = PreprocessSpec(self.side, tuple(cfg.mean), tuple(cfg.std))
-        self.scale = config.scale or float(model.logit_scale.exp())
+        self.scale = config.scale or float(model.logit_scale.detach().exp())
         self.weights = weights_sha256(model.state_dict())
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = model.eval().requires_grad_(False).to(self._device)
