@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,7 +41,7 @@ def reinforce(
             gpus=gpus, engine=engine or ("ray" if workers > 1 or address else "local"), address=address, max_bad=max_bad,
         )  # fmt: skip
     if json_output:
-        output.print_json(asdict(summary) | {"out": str(out), "skipped": summary.tally.skipped, "throughput": summary.throughput()})
+        output.print_json(summary.about())
         return
     if summary.stages:
         rows = [(name, items, f"{seconds:.1f}", f"{rate:.1f}") for name, items, seconds, rate in summary.throughput()]

@@ -10,7 +10,7 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,12 @@ class Summary:
     def throughput(self) -> list[tuple[str, int, float, float]]:
         """Stage, items, worker seconds and items a second of one worker."""
         return [(name, items, seconds, items / max(seconds, 1e-9)) for name, (items, seconds) in self.stages.items()]
+
+    def about(self) -> dict[str, Any]:
+        """For `--json`."""
+        rates = [{"stage": name, "items": n, "seconds": s, "items_per_second": rate} for name, n, s, rate in self.throughput()]
+        counts = {"present": self.tally.present, "written": self.tally.seen, "skipped": dict(self.tally.skipped)}
+        return {"out": str(self.out), "shards": self.shards, "made": self.made, **counts, "teachers": self.teachers, "throughput": rates}
 
 
 def reinforce(
@@ -274,7 +280,7 @@ class _RayWorker:
             done = self._worker.make(Job(Shard(tuple(job["places"])), Path(job["out"]), job["fingerprint"]))
         except MobileClipError as e:
             return {"error": type(e).__name__, "value": str(e)}
-        return {"error": "", "value": json.dumps(asdict(done))}
+        return {"error": "", "value": json.dumps([done.name, done.tally.seen, done.tally.skipped, done.models, done.stages])}
 
 
 def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address: str | None) -> Iterator[Done]:
@@ -303,8 +309,8 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
         for row in made.iter_rows():
             if row["error"]:
                 raise getattr(errors, row["error"])(row["value"])
-            done = json.loads(row["value"])
-            yield Done(**done | {"tally": Tally(done["tally"]["seen"], Counter(done["tally"]["skipped"]))})
+            name, seen, skipped, models, stages = json.loads(row["value"])
+            yield Done(name, Tally(seen, Counter(skipped)), models, stages)
     except ray.exceptions.RayError as e:
         raise StorageError(f"Ray gave up ({_line(e)}); run again to go on from the shards that are finished") from None
     finally:

@@ -37,7 +37,7 @@ def test_reinforces_and_counts(run, shards, tmp_path):
     )  # fmt: skip
     result = run(*arguments, "--max-bad", 0.5, "--json")
     assert result.code == 0, result.err
-    assert (result.json["tally"]["seen"], result.json["skipped"], result.json["shards"]) == (2, {"no_image": 1}, 1)
+    assert (result.json["present"], result.json["written"], result.json["skipped"]) == (3, 2, {"no_image": 1})
     assert result.json["made"] == 0, "the shard was whole, only the set was refused"
     assert result.json["teachers"][0]["width"] == 128
     again = run(*arguments[:-1], 2)

@@ -186,11 +186,11 @@ def test_interrupted_run_goes_on_to_the_same_bytes(make, data, tiny, tmp_path, s
 def test_ray_replaces_killed_workers(make, tiny, tmp_path):
     folder = tmp_path / "many"
     for n in range(40):
-        write_shard(folder / f"{n:05d}.tar", [sample(n)])
-    make(shards=folder, out=tmp_path / "whole")
-    process = start(folder, tiny, tmp_path, "--workers", "2")
+        write_shard(folder / f"{n:05d}.tar", [sample(n), ("bad", {"txt": b"no picture"})])
+    make(shards=folder, out=tmp_path / "whole", max_bad=1)
+    process = start(folder, tiny, tmp_path, "--workers", "2", "--max-bad", "1")
     wait_for_a_shard(tmp_path / "out", process)
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::")]
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::MapWorker")]
     for worker in workers:
         worker.kill()
     assert len(list((tmp_path / "out").glob("*_stats.json"))) < 40, "killed too late"
@@ -198,3 +198,5 @@ def test_ray_replaces_killed_workers(make, tiny, tmp_path):
     assert workers
     assert process.returncode == 0, error
     assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
+    counts = [json.loads((tmp_path / name / "reinforcement.json").read_text())["counts"] for name in ("out", "whole")]
+    assert counts[0] == counts[1] == {"present": 80, "written": 40, "skipped": {"no_image": 40}}
