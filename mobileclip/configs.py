@@ -41,6 +41,8 @@ def read_config(path: Path, kind: type[T]) -> T:
     except (yaml.YAMLError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         raise InputError(f"{path}:{mark.line + 1 if mark else 1}: is not YAML: {getattr(e, 'problem', None) or e}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}:1: fields with values are needed, one on a line, as in `schema_version: 1`")
     try:
         return kind.model_validate(value)
     except ValidationError as e:

@@ -111,7 +111,7 @@ class EnsembleConfig(Strict):
     """The file behind `--teachers`."""
 
     schema_version: Literal[1]
-    teachers: list[TeacherConfig] = Field(min_length=1)
+    teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
     """Their embeddings are stored one behind the other in this order."""
     augmentation: AugmentationConfig = AugmentationConfig()
     captioner: CaptionerConfig = TemplatesConfig()

@@ -6,24 +6,18 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mobileclip.configs import Strict, read_config
 from mobileclip.errors import InputError
-from mobileclip.files import canonical_json, reading
+from mobileclip.files import canonical_json
 from mobileclip.specs import get_spec
 
-SCHEMA_VERSION = 1
-_MAX_BYTES, _MAX_DEPTH = 1 << 20, 20
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class AugmentationConfig(_Strict):
+class AugmentationConfig(Strict):
     """What is drawn for data without stored augmentations; the defaults are the weak ones of plain CLIP."""
 
     scale: tuple[float, float] = (0.9, 1.0)
@@ -31,12 +25,12 @@ class AugmentationConfig(_Strict):
     rand_augment: bool = False
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """Where the samples come from, and what is taken of each."""
 
-    shards: list[str] = Field(min_length=1)
+    shards: tuple[str, ...] = Field(min_length=1)
     """Folders, patterns, URLs, commands (`pipe:`) or tables, see `mobileclip.data.source.find_shards`."""
-    join: list[list[str]] = []
+    join: tuple[tuple[str, ...], ...] = ()
     """Further lists of shards, joined one to one to `shards` by the samples' keys."""
     augmentation: Literal["stored"] | AugmentationConfig = AugmentationConfig()
     """`stored`: replay one of a reinforced sample's, and take the teachers' embeddings of that view."""
@@ -55,7 +49,7 @@ class DataConfig(_Strict):
     """Stop where a larger share of the samples is bad."""
 
 
-class TeacherConfig(_Strict):
+class TeacherConfig(Strict):
     """One member of the ensemble whose embeddings the data holds."""
 
     name: str
@@ -65,17 +59,17 @@ class TeacherConfig(_Strict):
     bias: float = 0.0
 
 
-class LossConfig(_Strict):
+class LossConfig(Strict):
     """See `mobileclip.training.losses`."""
 
     kind: Literal["clip", "siglip"] = "clip"
     distillation: Share = 0.0
     """Lambda of the paper: 0 plain, 1 the teachers alone."""
-    teachers: list[TeacherConfig] = []
+    teachers: tuple[TeacherConfig, ...] = ()
     """In the order of the stored rows."""
 
 
-class OptimizerConfig(_Strict):
+class OptimizerConfig(Strict):
     """AdamW."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -88,7 +82,7 @@ class OptimizerConfig(_Strict):
     """Clip the norm of all gradients together."""
 
 
-class ScheduleConfig(_Strict):
+class ScheduleConfig(Strict):
     """How long, and the course of the learning rate."""
 
     samples: Positive
@@ -100,7 +94,7 @@ class ScheduleConfig(_Strict):
     min_lr: Annotated[float, Field(ge=0)] = 0.0
 
 
-class EvaluationConfig(_Strict):
+class EvaluationConfig(Strict):
     """A task that is scored during the run; the fields are the options of `mobileclip eval`."""
 
     name: str
@@ -109,17 +103,17 @@ class EvaluationConfig(_Strict):
     label_field: str | None = None
     labels_file: Path | None = None
     templates: str | None = None
-    where: list[str] = []
+    where: tuple[str, ...] = ()
 
 
-class TrainConfig(_Strict):
+class TrainConfig(Strict):
     """A training run."""
 
     schema_version: Literal[1]
     model: str
     init: str | None = None
     """A variant or a checkpoint in train form to start from; default: random weights."""
-    freeze: list[Literal["image", "text"]] = []
+    freeze: tuple[Literal["image", "text"], ...] = ()
     data: DataConfig
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -142,7 +136,7 @@ class TrainConfig(_Strict):
     """Checkpoints that stay."""
     evaluate_every: Positive | None = None
     """Steps; default: at the end alone."""
-    evaluations: list[EvaluationConfig] = []
+    evaluations: tuple[EvaluationConfig, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -161,9 +155,17 @@ class TrainConfig(_Strict):
         value["data"].pop("workers")
         return value
 
+    @field_validator("model")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            get_spec(name)
+        except InputError as e:
+            raise ValueError(str(e)) from None
+        return name
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        get_spec(self.model)
         if self.loss.distillation and self.data.augmentation != "stored":
             raise ValueError("loss.distillation needs data.augmentation: stored, as teachers' embeddings belong to the stored views")
         if self.loss.distillation and not self.loss.teachers:
@@ -183,62 +185,4 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         InputError: Names the line and the field of the first things that are wrong.
     """
-    with reading(path):
-        data = path.read_bytes()
-    if len(data) > _MAX_BYTES:
-        raise InputError(f"{path}: is too large for a config ({len(data):,} bytes)")
-    lines: dict[tuple[str, ...], int] = {}
-    try:
-        tree = yaml.compose(data.decode(), yaml.SafeLoader)
-        value = _value(path, tree, (), lines) if tree else None
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path}: is not UTF-8 text (byte {e.start})") from None
-    except (yaml.YAMLError, RecursionError) as e:
-        mark = getattr(e, "problem_mark", None)
-        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: is not YAML: {getattr(e, 'problem', None) or e}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}:1: fields and values are needed, for example: model: mobileclip_nano")
-    try:
-        return TrainConfig.model_validate(value)
-    except InputError as e:
-        raise InputError(f"{path}:{lines.get(('model',), 1)}: model: {e}") from None
-    except ValidationError as e:
-        raise InputError("; ".join(_problem(path, error, lines) for error in e.errors()[:5])) from None
-
-
-def _value(path: Path, node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> Any:
-    """Plain data of a node; notes the line of each field. Anchors are refused, so that a small file cannot become a large value."""
-    lines.setdefault(place, node.start_mark.line + 1)
-    if len(place) > _MAX_DEPTH or getattr(node, "seen", False):
-        raise InputError(f"{path}:{node.start_mark.line + 1}: anchors and deep nesting have no use in a config")
-    node.seen = True  # type: ignore[attr-defined]
-    if isinstance(node, yaml.MappingNode):
-        value: dict[str, Any] = {}
-        for key, child in node.value:
-            name = str(key.value)
-            if name in value:
-                raise InputError(f"{path}:{key.start_mark.line + 1}: {'.'.join((*place, name))} is there twice")
-            lines[*place, name] = key.start_mark.line + 1
-            value[name] = _value(path, child, (*place, name), lines)
-        return value
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(path, child, (*place, str(i)), lines) for i, child in enumerate(node.value)]
-    return _scalar(node)
-
-
-def _scalar(node: yaml.Node) -> Any:
-    """YAML 1.1 takes `1e-3` for text; here it is a number, as everybody means it."""
-    if node.tag == "tag:yaml.org,2002:str" and not node.style:
-        try:
-            return float(node.value)
-        except ValueError:
-            return node.value
-    return yaml.SafeLoader("").construct_object(node)
-
-
-def _problem(path: Path, error: Any, lines: dict[tuple[str, ...], int]) -> str:
-    place = tuple(str(part) for part in error["loc"])
-    known = next(place[:n] for n in range(len(place), -1, -1) if place[:n] in lines)
-    message = error["msg"].removeprefix("Value error, ")
-    field = ".".join(p for p in place if not p[:1].isupper())
-    return f"{path}:{lines[known]}: {f'{field}: ' if field else ''}{message}"
+    return read_config(path, TrainConfig)

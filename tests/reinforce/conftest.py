@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
+from small_sets import ensemble, sample
 
 from mobileclip.data.shards import write_shard
 from mobileclip.data.source import find_shards
-from mobileclip.reinforce import EnsembleConfig, Summary, reinforce
-
-NANO = {"kind": "checkpoint", "name": "nano", "source": "untrained:mobileclip_nano", "scale": 50}
-
-
-def picture(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((50, 60), Image.Resampling.BICUBIC).save(file, "PNG")
-    return file.getvalue()
-
-
-def sample(number: int) -> tuple[str, dict[str, bytes]]:
-    about = {"uid": f"{number:032x}", "label": f"thing {number}", "tags": ["red", "round", f"tag {number % 3}"]}
-    return f"{number:032x}", {"png": picture(number), "txt": f"thing {number}".encode(), "json": json.dumps(about).encode()}
+from mobileclip.reinforce import Summary, reinforce
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +26,6 @@ def data(tmp_path_factory) -> Path:
     for i, part in enumerate((samples[:5], samples[5:9], samples[9:])):
         write_shard(folder / f"{i:05d}.tar", part)
     return folder
-
-
-def ensemble(*teachers: dict[str, object], **more: object) -> EnsembleConfig:
-    return EnsembleConfig.model_validate({"schema_version": 1, "teachers": teachers, **more})
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import NANO, ensemble, sample
 from PIL import Image
+from small_sets import NANO, ensemble, sample
 
 from mobileclip.data.augment import replay
 from mobileclip.data.embeddings import read

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ensemble
+from small_sets import ensemble
 
 from mobileclip.data.augment import Policy
 from mobileclip.data.source import find_shards

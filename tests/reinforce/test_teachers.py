@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import ensemble
+from small_sets import ensemble
 
 from mobileclip.errors import InputError, MissingToolError
 from mobileclip.reinforce import backbones
