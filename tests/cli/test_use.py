@@ -145,6 +145,7 @@ def test_help_shows_an_example(run, command):
     assert f"Example: mobileclip {command} " in result.text
 
 
+@pytest.mark.slow
 def test_bench_without_a_bundle_exports_the_default_model_once(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     quick = ("bench", "--runtime", "onnx", "--tower", "text", "--seconds", 0, "--samples", 3, "--json")

@@ -113,12 +113,16 @@ def test_verify_repeats_the_parity(bundle):
     assert [p.cosine_min for p in again] == pytest.approx([p.cosine_min for p in stored], abs=1e-6)
 
 
-def test_exporting_twice_gives_the_same_bytes(bundle_of, tmp_path):
+EITHER = [("onnx",), pytest.param(TARGETS, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("targets", EITHER)
+def test_exporting_twice_gives_the_same_bytes(bundle_of, tmp_path, targets):
     """Another process-wide state and another folder, the same files; the manifest differs in nothing either."""
     from mobileclip.export.export import export_bundle
     from mobileclip.sources import load_model
 
-    first = Bundle.open(bundle_of(NANO))
+    first = Bundle.open(bundle_of(NANO, targets))
     second = export_bundle(load_model(NANO), first.manifest.options, tmp_path / "again", lambda step: None)
     assert {f.path: f.sha256 for f in second.manifest.files} == {f.path: f.sha256 for f in first.manifest.files}
     assert not any(a.unhashed for a in second.manifest.artifacts)
@@ -136,9 +140,10 @@ def test_a_bundle_that_is_there_is_kept_until_asked(bundle_of):
     assert (path / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_baked_preprocessing_takes_pixels(bundle_of):
-    bundle = Bundle.open(bundle_of(NANO, bake_preprocessing=True))
-    for target in TARGETS:
+@pytest.mark.parametrize("targets", EITHER)
+def test_baked_preprocessing_takes_pixels(bundle_of, targets):
+    bundle = Bundle.open(bundle_of(NANO, targets, bake_preprocessing=True))
+    for target in targets:
         artifact = bundle.artifact(target, "image")
         assert (artifact.input.dtype, artifact.input.shape) == ("uint8", (1, 64, 64, 3))
     assert image_inputs(bundle.manifest.preprocess).dtype == np.uint8

@@ -1,0 +1,125 @@
+"""What goes wrong around a training run: full disks, teachers that are missing or do not fit, hostile shards."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobileclip.data.augment import Policy, draw
+from mobileclip.data.embeddings import Reinforcement, write
+from mobileclip.data.shards import write_shard
+from mobileclip.errors import GateError, InputError, StorageError
+from mobileclip.training import state
+from mobileclip.training.log import read_log
+from mobileclip.training.trainer import train
+from tests.training.conftest import picture, settings
+
+WIDTH, VIEWS = 6, 2
+TEACHER = {"distillation": 0.5, "teachers": [{"name": "t", "width": WIDTH}]}
+
+
+def silent(step: str) -> None:
+    pass
+
+
+def unit(rng: np.random.Generator, rows: int, width: int = WIDTH) -> np.ndarray:
+    values = rng.normal(size=(rows, width))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def reinforced(index: int) -> Reinforcement:
+    rng = np.random.default_rng(index)
+    params = [draw(80, 80, rng, Policy(64)) for _ in range(VIEWS)]
+    return Reinforcement(params, {"syn_text": ["one", "two"]}, unit(rng, VIEWS), unit(rng, 1), {"syn_text": unit(rng, 2)})
+
+
+def sample(index: int, of: Reinforcement | None = None) -> tuple[str, dict[str, bytes]]:
+    return f"{index:032x}", {"png": picture(index), "txt": b"a caption"} | (write(of, "fp32") if of else {})
+
+
+def distilled(folder: Path, **changes: object):
+    data = {"shards": [str(folder)], "augmentation": "stored", "captions": "both", "workers": 0, "max_bad": 0.5}
+    return settings(folder, data=data, loss=TEACHER, **changes)
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file can be written beyond this size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_keeps_the_state_before(tmp_path):
+    write_shard(tmp_path / "0.tar", [sample(i) for i in range(8)])
+    config = settings(tmp_path, save_every=1)
+    train(config, tmp_path / "whole", progress=silent)
+    limits: list[object] = []
+
+    def fill(step: str) -> None:
+        if step.startswith("step 3") and not limits:
+            limits.append(files_up_to(10 << 20))
+            limits[0].__enter__()
+
+    try:
+        with pytest.raises(StorageError, match=r"state-000000003\.pt: .*free some space"):
+            train(config, tmp_path / "run", progress=fill)
+    finally:
+        limits[0].__exit__(None, None, None)
+    assert state.saved_steps(tmp_path / "run") == [1, 2]
+    assert not list((tmp_path / "run").glob(".mobileclip-tmp-*"))
+    train(config, tmp_path / "run", progress=silent)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_teacher_that_is_missing(tmp_path):
+    """Shards without embeddings: every sample is bad, and why is told."""
+    write_shard(tmp_path / "0.tar", [sample(i) for i in range(8)])
+    with pytest.raises(InputError, match=r"samples are bad \(no_reinforcement [0-9,]+\)"):
+        train(distilled(tmp_path), tmp_path / "run", progress=silent)
+
+
+def test_teacher_of_another_width(tmp_path):
+    write_shard(tmp_path / "0.tar", [sample(i, reinforced(i)) for i in range(8)])
+    config = distilled(tmp_path).model_copy(update={"loss": distilled(tmp_path).loss.model_copy(update={"teachers": ()})})
+    other = config.loss.model_validate(TEACHER | {"teachers": [{"name": "t", "width": WIDTH}, {"name": "u", "width": 4}]})
+    with pytest.raises(InputError, match=r"teacher rows of \[6\] values, but the teachers' widths \(6, 4\) add up to 10"):
+        train(config.model_copy(update={"loss": other}), tmp_path / "run", progress=silent)
+
+
+def test_hostile_embeddings_and_shards_are_skipped_and_counted(tmp_path):
+    good = [sample(i, reinforced(i)) for i in range(12)]
+    nan = reinforced(20)
+    nan.image[0, 0] = np.nan
+    key_of_short, short = sample(21, reinforced(21))
+    short["paug.json"] = b'{"param_aug": [[[0, 0, 80, 80]]]}'  # one view, and embeddings of two
+    key, cut = sample(22, reinforced(22))
+    cut["npz"] = cut["npz"][: len(cut["npz"]) // 2]
+    key_of_code, code = sample(23, reinforced(23))
+    del code["npz"]
+    code["pth.gz"] = b"cos\nsystem\n(S'exit'\ntR."
+    write_shard(tmp_path / "0.tar", [*good, sample(20, nan), (key_of_short, short), (key, cut), (key_of_code, code)])
+    (tmp_path / "1.tar").write_bytes(b"no shard" * 1000)
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "2.tar").write_bytes(whole[: len(whole) // 2])
+    config = distilled(tmp_path, schedule={"samples": 60, "warmup_steps": 1}, save_every=100)
+    train(config, tmp_path / "run", progress=silent)
+    last = read_log(tmp_path / "run")[-1]
+    assert last["seen"] == 60
+    assert last["skipped"]["bad_reinforcement"] >= 4
+    assert set(last["skipped"]) <= {"bad_reinforcement", "damaged_shard", "truncated_shard"}
+
+
+def test_loss_of_a_teacher_that_is_not_finite_stops_the_run(tmp_path):
+    write_shard(tmp_path / "0.tar", [sample(i, reinforced(i)) for i in range(8)])
+    config = distilled(tmp_path, optimizer={"lr": 1e30, "max_norm": None}, schedule={"samples": 40, "warmup_steps": 0}, save_every=1)
+    with pytest.raises(GateError, match=r"the last good state is .*state-"):
+        train(config, tmp_path / "run", progress=silent)
