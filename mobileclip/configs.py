@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +23,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def read_config(path: Path, kind: type[T]) -> T:
+def read_config(path: Path, kind: type[T], changes: Sequence[str] = ()) -> T:
     """Read a YAML file as a `kind`.
+
+    Args:
+        path: The file.
+        kind: What its fields are checked against.
+        changes: `FIELD=VALUE` each, instead of what the file has: `optimizer.lr=5e-4`, values in YAML.
 
     Raises:
         InputError: Names the line and the field of the first things that are wrong.
@@ -43,10 +49,30 @@ def read_config(path: Path, kind: type[T]) -> T:
         raise InputError(f"{path}:{mark.line + 1 if mark else 1}: is not YAML: {getattr(e, 'problem', None) or e}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}:1: fields with values are needed, one on a line, as in `schema_version: 1`")
+    for change in changes:
+        _set(value, change, lines)
     try:
         return kind.model_validate(value)
     except ValidationError as e:
         raise InputError("; ".join(_problem(path, error, lines) for error in e.errors()[:5])) from None
+
+
+def _set(value: dict[str, Any], change: str, lines: _Lines) -> None:
+    """Change a field; line 0 stands for the command line."""
+    name, equals, text = change.partition("=")
+    place = tuple(name.split("."))
+    if not equals or not all(place):
+        raise InputError(f"--set {change!r}: write FIELD=VALUE, as in optimizer.lr=5e-4")
+    for part in place[:-1]:
+        value = value.setdefault(part, {})
+        if not isinstance(value, dict):
+            raise InputError(f"--set {change!r}: {part} is no group of fields; set it as a whole")
+    try:
+        tree = yaml.compose(text, yaml.SafeLoader)
+        value[place[-1]] = _value(Path("--set"), tree, place, {}) if tree else None
+    except (yaml.YAMLError, RecursionError):
+        raise InputError(f"--set {change!r}: the value is not YAML") from None
+    lines[place] = 0
 
 
 def _value(path: Path, node: yaml.Node, place: tuple[str, ...], lines: _Lines) -> Any:
@@ -84,4 +110,5 @@ def _problem(path: Path, error: Any, lines: _Lines) -> str:
     known = next((place[:n] for n in range(len(place), -1, -1) if place[:n] in lines), ())
     field = ".".join(p for p in place if p in {name for found in lines for name in found} or p == place[-1])
     message = error["msg"].removeprefix("Value error, ")
-    return f"{path}:{lines.get(known, 1)}: {f'{field}: ' if field else ''}{message}"
+    line = lines.get(known, 1)
+    return f"{f'{path}:{line}' if line else '--set'}: {f'{field}: ' if field else ''}{message}"

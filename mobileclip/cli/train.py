@@ -14,17 +14,20 @@ from mobileclip.cli.options import JsonOption
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file that describes the run.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run; default: runs/NAME_OF_CONFIG.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Instead of the file's, as in optimizer.lr=5e-4.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print model, data, schedule, memory and cost; train nothing.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Train a model, or go on where a run stopped: the same command does both. Under torchrun, one process a device.
 
-    Example: mobileclip train configs/nano.yaml -o runs/nano
+    Example: mobileclip train configs/nano.yaml -o runs/nano --set seed=1
     """
     from mobileclip.training.config import load_config
 
-    settings = load_config(config)
+    settings = load_config(config, changes or ())
     with output.progress(json_output=json_output) as progress:
         if dry_run:
             from mobileclip.training.plan import plan

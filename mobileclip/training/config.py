@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,6 +58,8 @@ class TeacherConfig(Strict):
     scale: Annotated[float, Field(gt=0)] = 100.0
     """1 / temperature."""
     bias: float = 0.0
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """In the mean of the members; 0 leaves it out."""
 
 
 class LossConfig(Strict):
@@ -179,10 +182,10 @@ class TrainConfig(Strict):
         return self
 
 
-def load_config(path: Path) -> TrainConfig:
-    """Read a run's YAML file.
+def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """Read a run's YAML file; `changes` as for `mobileclip.configs.read_config`.
 
     Raises:
         InputError: Names the line and the field of the first things that are wrong.
     """
-    return read_config(path, TrainConfig)
+    return read_config(path, TrainConfig, changes)

@@ -84,29 +84,34 @@ class Teachers:
         dims: Width of each member's embedding, in the order of the stored rows.
         scales: Factor of the cosines of each member, 1 / temperature; one value stands for all.
         biases: Added to the logits of each member, of teachers trained with the sigmoid loss; one value stands for all.
+        weights: Of each member's probabilities in their mean; a member without weight is not looked at. One value stands for all.
 
     Raises:
-        InputError: No members, or another number of scales or biases.
+        InputError: No members, none with weight, or another number of scales, biases or weights.
     """
 
     dims: tuple[int, ...]
     scales: tuple[float, ...] = (100.0,)
     biases: tuple[float, ...] = (0.0,)
+    weights: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if not self.dims or min(self.dims) < 1:
             raise InputError(f"teacher widths {self.dims}: at least one is needed, and each positive")
-        for name in ("scales", "biases"):
+        for name in ("scales", "biases", "weights"):
             values = tuple(getattr(self, name))
             if len(values) not in (1, len(self.dims)):
                 raise InputError(f"{len(values)} teacher {name} for {len(self.dims)} teachers; give one for all or one each")
             object.__setattr__(self, name, values * (len(self.dims) // len(values)))
+        if min(self.weights) < 0 or not sum(self.weights):
+            raise InputError(f"teacher weights {self.weights}: none may be negative, and one must be positive")
 
-    def logits(self, rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
-        """Each member's (rows, columns) logits."""
-        members = zip(rows.split(self.dims, 1), columns.split(self.dims, 1), self.scales, self.biases, strict=True)
-        for r, c, scale, bias in members:
-            yield (scale * r) @ c.T + bias
+    def logits(self, rows: Tensor, columns: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Share in the mean and (rows, columns) logits of each member with weight."""
+        members = zip(rows.split(self.dims, 1), columns.split(self.dims, 1), self.scales, self.biases, self.weights, strict=True)
+        for r, c, scale, bias, weight in members:
+            if weight:
+                yield weight / sum(self.weights), (scale * r) @ c.T + bias
 
     def rows(self, teachers: Rows | None, student: Rows) -> Rows:
         """The rows that this student's captions need, without gradient, in the precision of the student's.
@@ -192,7 +197,7 @@ class _PairLoss:
         return Losses(contrastive + distillation, contrastive, distillation, kl)
 
     def _targets(self, rows: Rows, teachers: Rows | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each pair, the members' mean probabilities (b, B) and the mean of their entropies ().
+        """For each pair, the weighted means of the members' probabilities (b, B) and of their entropies ().
 
         Made one at a time, as one takes as much memory as the logits.
         """
@@ -203,9 +208,9 @@ class _PairLoss:
         for mine, others in pairs:
             target = entropy = torch.zeros((), device=mine.device)
             with torch.no_grad():
-                for logits in self.teachers.logits(mine, others):
+                for share, logits in self.teachers.logits(mine, others):
                     p = self._probabilities(logits)
-                    target, entropy = target + p / len(self.teachers.dims), entropy + self._entropy(p) / len(self.teachers.dims)
+                    target, entropy = target + share * p, entropy + share * self._entropy(p)
             yield target, entropy
 
     def _true(self, logits: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def start_model(config: TrainConfig) -> CLIP:
 def make_loss(config: TrainConfig) -> Loss:
     """The loss that the config describes."""
     members = config.loss.teachers
-    teachers = Teachers(*(tuple(getattr(t, n) for t in members) for n in ("width", "scale", "bias"))) if members else None
+    teachers = Teachers(*(tuple(getattr(t, n) for t in members) for n in ("width", "scale", "bias", "weight"))) if members else None
     kind = ClipLoss if config.loss.kind == "clip" else SigLipLoss
     return kind(config.loss.distillation, teachers)
 

@@ -93,6 +93,34 @@ def test_what_is_wrong_is_named(tmp_path, change, message):
     assert str(path) in str(e.value)
 
 
+def test_fields_are_set_instead(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD)
+    config = load_config(path, ["seed=3", "optimizer.lr=5e-4", "data.shards=[a, b]", "freeze=[text]"])
+    assert (config.seed, config.optimizer.lr, config.data.shards, config.freeze) == (3, 5e-4, ("a", "b"), ("text",))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed", "--set 'seed': write FIELD=VALUE"),
+        ("=3", "write FIELD=VALUE"),
+        ("seed=[", "the value is not YAML"),
+        ("seed=-1", "--set: seed: Input should be greater"),
+        ("optimizer.ir=1", "--set: optimizer.ir: Extra inputs are not permitted"),
+        ("seed.x=1", "Input should be a valid integer"),
+        ("model.x=1", "model is no group of fields"),
+        ("seed=&a [*a]", "anchors"),
+    ],
+)
+def test_what_is_wrongly_set_is_named(tmp_path, change, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(InputError) as e:
+        load_config(path, [change])
+    assert message in str(e.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 10_000, b"x" * (2 << 20), b"- 1\n", b"a: " + b"&a [" * 30])
 def test_not_a_config(tmp_path, content):
     path = tmp_path / "run.yaml"

@@ -237,6 +237,8 @@ def test_float32_at_the_largest_scale_is_close_to_float64():
         (lambda: Teachers((6, 0)), "each positive"),
         (lambda: Teachers((6, 10), (7, 6, 5)), "3 teacher scales for 2 teachers; give one for all or one each"),
         (lambda: Teachers((6, 10), (7,), ()), "0 teacher biases for 2 teachers"),
+        (lambda: Teachers((6, 10), weights=(0, 0)), "one must be positive"),
+        (lambda: Teachers((6, 10), weights=(2, -1)), "none may be negative"),
         (lambda: ClipLoss(0.5, Teachers(DIMS))(student(), None), "reinforce the data or set the weight to 0"),
         (lambda: ClipLoss(0.5, Teachers(DIMS))(student(), Rows(teachers().image, teachers().real)), "reinforce the data"),
         (lambda: ClipLoss(0.5, Teachers((6, 9)))(student(), teachers()), r"rows of \[16\] values, .* add up to 15"),
@@ -251,3 +253,16 @@ def test_refused(make, message):
 def test_rows_without_weight_are_not_looked_at():
     broken = Rows(torch.full((4, 3), math.nan), torch.zeros(1, 1))
     assert ClipLoss()(student(), broken).loss.item() == pytest.approx(3.603428, abs=5e-7)
+
+
+@pytest.mark.parametrize("kind", [ClipLoss, SigLipLoss])
+def test_weights_of_teachers(kind):
+    """A member without weight is as if it were not there, and the mean is linear in the members' shares."""
+
+    def loss(*weights: float) -> Tensor:
+        return kind(1.0, Teachers(DIMS, (7.0, 6.0), weights=weights))(student(), teachers()).distillation
+
+    alone = kind(1.0, Teachers(DIMS[:1], (7.0,)))(student(), teachers().map(lambda t: t[:, : DIMS[0]])).distillation
+    assert loss(1, 0).item() == alone.item() == loss(5, 0).item()
+    assert loss(1, 3).item() == pytest.approx((loss(1, 0) / 4 + 3 * loss(0, 1) / 4).item(), abs=1e-12)
+    assert loss(2, 2).item() == loss(1, 1).item()
