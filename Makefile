@@ -7,8 +7,9 @@ LINKS := build/links
 MODEL ?= mobileclip_nano
 CHECKPOINT ?=
 DEMO := build/demo
+REINFORCE := $(BIN)/mobileclip reinforce data/emoji/train --teachers configs/teachers/emoji.yaml --workers 2
 
-.PHONY: demo test test-slow lint bench wheel clean
+.PHONY: demo test test-slow lint bench bench-train wheel clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 4; }
@@ -39,6 +40,17 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/mobileclip ratios
+
+# Many hours on two cores; goes on where it stopped. The other sets have the teachers of the first.
+bench-train: $(VENV)/.installed
+	$(BIN)/mobileclip data fetch emoji -o data/emoji
+	$(REINFORCE) -o data/emoji-dr
+	$(BIN)/python -m mobileclip.benchmark.training_speed
+	for set in weak 30 fp32; do mkdir -p data/emoji-dr-$$set && cp -r data/emoji-dr/teachers data/emoji-dr-$$set; done
+	$(REINFORCE) -o data/emoji-dr-weak --set 'augmentation.scale=[0.6, 1.0]' --set augmentation.rand_augment=false
+	$(REINFORCE) -o data/emoji-dr-30 --views 30
+	$(REINFORCE) -o data/emoji-dr-fp32 --dtype fp32
+	$(BIN)/python -m mobileclip.benchmark.learning
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m build --wheel --outdir build/dist .

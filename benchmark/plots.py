@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,8 +84,9 @@ def _frame(x: Axis, y: Axis, x_title: str, y_title: str) -> list[Markup]:
     return parts
 
 
-def _svg(parts: Sequence[Markup], title: str, height: int = HEIGHT) -> Markup:
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, height, title)
+def _svg(parts: Sequence[Markup], title: str, height: int = HEIGHT, *, xmlns: bool = False) -> Markup:
+    namespace = Markup(' xmlns="http://www.w3.org/2000/svg"') if xmlns else ""
+    head = Markup('<svg{} viewBox="0 0 {} {}" role="img" aria-label="{}">').format(namespace, WIDTH, height, title)
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
@@ -144,6 +145,29 @@ def _free_place(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tup
             if inside and all(math.hypot(px - a, py - b) >= 13 for a, b in taken):
                 return px, py
     return x, y
+
+
+_ALONE = """<style>
+ text { font: 11px system-ui, sans-serif; fill: #555 } .grid { stroke: #ddd } svg { background: #fff }
+ .curve { fill: none; stroke-width: 2 } .c0 { stroke: #777; fill: #777 } .c1 { stroke: #0a6cc4; fill: #0a6cc4 } path.curve { fill: none }
+</style>"""
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> Markup:
+    """Two or fewer named curves of (x, y) over a logarithmic axis, as an SVG file that needs no page around it."""
+    points = [point for curve in series.values() for point in curve] or [(1.0, 0.0), (10.0, 1.0)]
+    x = Axis([p[0] for p in points], LEFT, WIDTH - RIGHT, log=True)
+    y = Axis([p[1] for p in points], HEIGHT - BOTTOM, TOP)
+    parts = [Markup(_ALONE), *_frame(x, y, x_title, y_title)]
+    for i, (name, curve) in enumerate(series.items()):
+        if not curve:
+            continue
+        places = [(x(a), y(b)) for a, b in curve]
+        parts.append(Markup('<path class="curve c{}" d="M{}"/>').format(i, "L".join(f"{a} {b}" for a, b in places)))
+        parts += [Markup('<circle class="c{}" cx="{}" cy="{}" r="3.5"/>').format(i, a, b) for a, b in places]
+        last = places[-1]
+        parts.append(Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(last[0] - 4, last[1] - 9, name))
+    return _svg(parts, f"{y_title} over {x_title}", xmlns=True)
 
 
 def distribution(latency_ms: Sequence[float], style: str) -> tuple[Markup, int]:

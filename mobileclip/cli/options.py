@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the config, as in optimizer.lr=5e-4; may be repeated.")
+]
+"""Changes to a YAML config, for commands that read one."""
 
 
 def share(option: str, text: str) -> float:

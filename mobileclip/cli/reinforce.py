@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from mobileclip.cli import output
-from mobileclip.cli.options import JsonOption
+from mobileclip.cli.options import JsonOption, SetOption, share
 
 
 def reinforce(
     shards: Annotated[list[str], typer.Argument(help="Shards: folders, patterns, URLs, commands (pipe:) or tables.", metavar="SHARDS...")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the reinforced data set.")],
     teachers: Annotated[Path, typer.Option(help="YAML file: teachers, augmentation and captioner.")],
+    changes: SetOption = None,
     views: Annotated[int, typer.Option(min=1, max=1000, help="Augmentations of each picture.")] = 5,
     captions: Annotated[int, typer.Option(min=0, max=1000, help="Synthetic captions of each picture.")] = 5,
     dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the stored embeddings.")] = "bf16",
@@ -24,7 +25,7 @@ def reinforce(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, with Ray.")] = 0,
     engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Default: Ray for several workers, else this process.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
-    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Stop where a larger share of the samples is bad.")] = 0.01,
+    max_bad: Annotated[str, typer.Option(help="Stop where a larger share of the samples is bad.")] = "1%",
     json_output: JsonOption = False,
 ) -> None:
     """Add augmentations, synthetic captions and teachers' embeddings to a data set, shard by shard. Run again to go on where it stopped.
@@ -34,11 +35,11 @@ def reinforce(
     from mobileclip import reinforce as library
     from mobileclip.data.source import find_shards
 
-    found, ensemble = find_shards(shards), library.load_ensemble(teachers)
+    found, ensemble = find_shards(shards), library.load_ensemble(teachers, changes or ())
     with output.progress(json_output=json_output) as progress:
         summary = library.reinforce(
             found, out, ensemble, progress, views=views, captions=captions, dtype=dtype, seed=seed, images=images, workers=workers,
-            gpus=gpus, engine=engine or ("ray" if workers > 1 or address else "local"), address=address, max_bad=max_bad,
+            gpus=gpus, engine=engine or ("ray" if workers > 1 or address else "local"), address=address, max_bad=share("--max-bad", max_bad),
         )  # fmt: skip
     if json_output:
         output.print_json(summary.about())

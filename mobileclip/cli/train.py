@@ -8,15 +8,13 @@ from typing import Annotated
 import typer
 
 from mobileclip.cli import output
-from mobileclip.cli.options import JsonOption
+from mobileclip.cli.options import JsonOption, SetOption
 
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file that describes the run.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run; default: runs/NAME_OF_CONFIG.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Instead of the file's, as in optimizer.lr=5e-4.")
-    ] = None,
+    changes: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print model, data, schedule, memory and cost; train nothing.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     json_output: JsonOption = False,

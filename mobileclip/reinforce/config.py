@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -125,10 +126,10 @@ class EnsembleConfig(Strict):
         return self
 
 
-def load_ensemble(path: Path) -> EnsembleConfig:
-    """Read the file behind `--teachers`; paths in it are relative to the working folder.
+def load_ensemble(path: Path, changes: Sequence[str] = ()) -> EnsembleConfig:
+    """Read the file behind `--teachers`; paths in it are relative to the working folder, `changes` are as for `read_config`.
 
     Raises:
         InputError: Names the line and the field of what is wrong.
     """
-    return read_config(path, EnsembleConfig)
+    return read_config(path, EnsembleConfig, changes)
