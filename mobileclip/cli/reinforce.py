@@ -35,11 +35,12 @@ def reinforce(
     from mobileclip import reinforce as library
     from mobileclip.data.source import find_shards
 
+    allowed = share("--max-bad", max_bad)
     found, ensemble = find_shards(shards), library.load_ensemble(teachers, changes or ())
     with output.progress(json_output=json_output) as progress:
         summary = library.reinforce(
             found, out, ensemble, progress, views=views, captions=captions, dtype=dtype, seed=seed, images=images, workers=workers,
-            gpus=gpus, engine=engine or ("ray" if workers > 1 or address else "local"), address=address, max_bad=share("--max-bad", max_bad),
+            gpus=gpus, engine=engine or ("ray" if workers > 1 or address else "local"), address=address, max_bad=allowed,
         )  # fmt: skip
     if json_output:
         output.print_json(summary.about())
