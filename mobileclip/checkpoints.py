@@ -186,6 +186,13 @@ def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _halved(path: Path, name: str, tensor: Tensor) -> Tensor:
+    halved = tensor.half() if tensor.is_floating_point() else tensor
+    if not halved.isfinite().all():
+        raise CheckpointError(f"{path}: {name} has values beyond float16's 65,504; write it without --half")
+    return halved
+
+
 def _separate(state: State) -> State:
     """Every tensor with memory of its own: files may store several in one, or parts of one, and safetensors cannot write these."""
     seen = set()
@@ -345,14 +352,21 @@ def check_suffix(path: Path) -> None:
         raise CheckpointError(f"{path}: unknown kind of checkpoint {path.suffix!r}; use .safetensors, .pt or .pth")
 
 
-def save(checkpoint: Checkpoint, path: Path) -> None:
+def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     """Write atomically: `.safetensors` under open_clip's names, or `.pt` in the published layout of the checkpoint's form.
 
+    Args:
+        checkpoint: What to write.
+        path: Where.
+        half: Store weights as float16: half the size, rounded to 11 bits.
+
     Raises:
-        CheckpointError: Another suffix.
+        CheckpointError: Another suffix, or a value that float16 cannot hold.
         StorageError: The file cannot be written.
     """
     check_suffix(path)
+    if half:
+        checkpoint = replace(checkpoint, state={name: _halved(path, name, t) for name, t in checkpoint.state.items()})
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -49,6 +49,24 @@ def test_round_trip_of_nano(nano, tmp_path, suffix, form):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_halves_take_half_the_space(nano, tmp_path, suffix):
+    save(nano, tmp_path / f"whole{suffix}")
+    save(nano, tmp_path / f"half{suffix}", half=True)
+    sizes = [(tmp_path / f"{name}{suffix}").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.52 * sizes[1]
+    loaded = load(tmp_path / f"half{suffix}")
+    same(loaded, replace(nano, state={name: t.half().to(t.dtype) if t.is_floating_point() else t for name, t in nano.state.items()}))
+
+
+def test_values_that_no_half_holds_are_refused(nano, tmp_path):
+    name = next(name for name, t in nano.state.items() if t.is_floating_point())
+    large = replace(nano, state={**nano.state, name: torch.full_like(nano.state[name], 1e6)})
+    with pytest.raises(CheckpointError, match=f"{name} has values beyond float16"):
+        save(large, tmp_path / "half.pt", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_round_trip_of_native_s0(s0, tmp_path, suffix):
     for checkpoint in (s0, fused(s0)):
         path = tmp_path / f"model{suffix}"

@@ -16,6 +16,7 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, .pt or .pth.")],
     form: Annotated[str | None, typer.Option(help="native (Apple's names) or open_clip; as it is by default.")] = None,
     fuse: Annotated[bool, typer.Option("--fuse", help="Write the inference form; it cannot be trained any more.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store weights as float16, in half the space.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Write a checkpoint in another form, as another kind of file, or fused.
@@ -41,7 +42,7 @@ def convert(
             step("fusing")
             checkpoint = checkpoints.fused(checkpoint)
         step(f"writing {target}")
-        checkpoints.save(checkpoint, target)
+        checkpoints.save(checkpoint, target, half=half)
     kind = "inference form" if checkpoint.fused else "training form"
     untrained = "" if checkpoint.trained else ", untrained weights"
     if json_output:
