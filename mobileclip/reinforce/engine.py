@@ -267,16 +267,18 @@ def _run_local(plan: Plan, jobs: Sequence[Job]) -> Iterator[Done]:
 
 
 class _RayWorker:
-    """What Ray Data runs: rows in, rows out; an error of ours travels as a row, for Ray would try again."""
+    """What Ray Data runs: rows in, rows out; an error of ours travels as a row, for Ray would try again.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    The plan is in each row: what Ray hands to constructors may be gone when it starts a worker again.
+    """
+
+    def __init__(self) -> None:
         self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         job = json.loads(row["job"])
         try:
-            self._worker = self._worker or Worker(self._plan)
+            self._worker = self._worker or Worker(Plan.from_json(job["plan"]))
             done = self._worker.make(Job(Shard(tuple(job["places"])), Path(job["out"]), job["fingerprint"]))
         except MobileClipError as e:
             return {"error": type(e).__name__, "value": str(e)}
@@ -296,15 +298,14 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
         raise StorageError(f"Ray cannot {'be reached' if address else 'start'} ({_line(e)}); run again, or with --engine local") from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"job": json.dumps({"places": j.shard.places, "out": str(j.out.resolve()), "fingerprint": j.fingerprint})} for j in jobs]
+        todo = [{"places": j.shard.places, "out": str(j.out.resolve()), "fingerprint": j.fingerprint} for j in jobs]
+        rows = [{"job": json.dumps(job | {"plan": plan.to_json()})} for job in todo]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _RayWorker,
-            fn_constructor_args=(plan,),
             compute=ray.data.ActorPoolStrategy(min_size=1 if address else min(workers, len(jobs)), max_size=workers),
             num_cpus=1,
             num_gpus=gpus,
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": _RETRIES},
         )
         for row in made.iter_rows():
             if row["error"]:

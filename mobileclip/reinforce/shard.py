@@ -59,6 +59,15 @@ class Plan:
     images: bool
     folder: Path
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for workers elsewhere."""
+        return vars(self) | {"ensemble": self.ensemble.model_dump(mode="json"), "folder": str(self.folder)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        """What `to_json` has made."""
+        return cls(**value | {"ensemble": EnsembleConfig.model_validate(value["ensemble"]), "folder": Path(value["folder"])})
+
 
 @dataclass(frozen=True)
 class Job:
