@@ -5,6 +5,7 @@ Run `make bench-train`. Runs that are finished are not made again, and those tha
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -27,7 +28,7 @@ METRICS = {
 }
 MAIN = "unseen style R@1"
 PLAIN, REINFORCED = "configs/nano-plain.yaml", "configs/nano.yaml"
-FULL = 300_000
+FULL = 270_000
 BUDGETS = (25_000, 50_000, 100_000, FULL)
 RUNG = 100_000
 RUNS, PAGE, PLOT = Path("runs/learning"), Path("docs/learning.md"), Path("docs/learning.svg")
@@ -81,12 +82,14 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The words of its command."""
-        changes = (*self.recipe.changes, f"schedule.samples={self.samples}", f"seed={self.seed}")
-        return ["mobileclip", "train", self.recipe.config, "-o", str(self.folder), *(w for c in changes for w in ("--set", c))]
+        schedule = () if self.samples == FULL else (f"schedule.samples={self.samples}", f"schedule.warmup_steps={self.samples // 2500}")
+        changes = (*self.recipe.changes, *schedule, f"seed={self.seed}")
+        launch = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "mobileclip"]
+        return [*launch, "train", self.recipe.config, "-o", str(self.folder), *(w for c in changes for w in ("--set", c))]
 
     def scores(self) -> dict[str, float] | None:
         """Its last scores; None if it is not finished."""
-        if not (self.folder / "model-ema.safetensors").is_file():
+        if not (self.folder / "model.safetensors").is_file():
             return None
         found = [line for line in read_log(self.folder) if METRICS[MAIN] in line]
         return {name: 100 * found[-1][key] for name, key in METRICS.items()} if found else None
@@ -110,7 +113,8 @@ def perform(run: Run, progress: Callable[[str], None]) -> None:
     if run.scores() is not None:
         return
     progress(shlex.join(run.command))
-    done = subprocess.run([sys.executable, "-m", *run.command], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "torch.distributed.run", *run.command[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise MobileClipError(f"{run.folder}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
 
