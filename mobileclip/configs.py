@@ -102,7 +102,10 @@ def _scalar(node: yaml.Node) -> Any:
             return float(node.value)
         except ValueError:
             return node.value
-    return yaml.SafeLoader("").construct_object(node)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (ValueError, AttributeError, TypeError):  # what PyYAML makes of !!int abc or a thirteenth month
+        raise yaml.MarkedYAMLError(problem=f"{node.value!r} is not a value of its type", problem_mark=node.start_mark) from None
 
 
 def _problem(path: Path, error: Any, lines: _Lines) -> str:

@@ -39,11 +39,12 @@ _UPRIGHT = {
 }
 
 
-def open_image(source: Path | bytes | BinaryIO) -> Image.Image:
+def open_image(source: Path | bytes | BinaryIO, *, upright: bool = True) -> Image.Image:
     """Decode a picture: the first frame, upright by its EXIF orientation, as 8-bit RGB.
 
     Args:
         source: A path, the bytes of a file, or an open binary file that can seek. Formats: `FORMATS`.
+        upright: False leaves the pixels as they lie in the file.
 
     Raises:
         InputError: Not a picture, cut off or damaged, or more pixels than Pillow's limit `PIL.Image.MAX_IMAGE_PIXELS`
@@ -51,15 +52,15 @@ def open_image(source: Path | bytes | BinaryIO) -> Image.Image:
         StorageError: The file cannot be read.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), "image")
+        return _decode(io.BytesIO(source), "image", upright)
     if not isinstance(source, str | Path):
-        return _decode(source, str(getattr(source, "name", "image")))
+        return _decode(source, str(getattr(source, "name", "image")), upright)
     path = Path(source)
     with reading(path), path.open("rb") as f:
-        return _decode(f, str(path))
+        return _decode(f, str(path), upright)
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str, upright: bool) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # The limit is an error below; damaged metadata is no reason to refuse good pixels.
@@ -69,7 +70,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
                 if limit is not None and image.width * image.height > limit:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 image.load()
-                orientation = _orientation(image)
+                orientation = _orientation(image) if upright else 1
                 rgb = to_rgb(image)
         return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     except Image.DecompressionBombError as e:

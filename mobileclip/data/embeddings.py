@@ -27,6 +27,8 @@ from mobileclip.data.augment import Params, parse
 from mobileclip.data.samples import BadSample, Sample
 from mobileclip.errors import CheckpointError, InputError
 
+ABOUT = "reinforcement.json"
+"""Beside the shards of a reinforced set: how it was made, by which teachers."""
 MAX_BYTES = 16 << 20
 """Of a sample's embeddings, packed or not; the largest published ones have 0.2 MB."""
 _MAX_JSON_BYTES = 1 << 20
@@ -53,6 +55,11 @@ class Reinforcement:
     """(number of real captions, D) float32."""
     synthetic: dict[str, np.ndarray]
     """Key to (M, D) float32, of its captions."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.image.shape[1])
 
     def __post_init__(self) -> None:
         """Check that everything has its row, of one width and with sensible numbers.

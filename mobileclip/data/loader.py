@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,6 +29,7 @@ Captions = Literal["real", "synthetic", "both", "random"]
 _CHUNK = 32
 """Samples that a worker decodes at a time."""
 _MAX_RESTARTS = 5
+"""Without a batch in between."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Recipe:
         synthetic_keys: Regular expression; which lists of synthetic captions may be drawn from.
         in_turn: Take stored augmentations and captions by the epoch's number, not at random.
         min_side: Skip smaller pictures, pixels.
+        width: Of the teachers' rows, all members together; others are bad. None: as they are.
     """
 
     preprocess: PreprocessSpec
@@ -52,6 +56,7 @@ class Recipe:
     synthetic_keys: str = "^syn_text.*$"
     in_turn: bool = False
     min_side: int = 1
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,16 @@ def decode(sample: Sample, recipe: Recipe, seed: Sequence[int], epoch: int = 0) 
 
     real = sample.captions()
     stored = read(sample.members, recipe.synthetic_keys) if recipe.policy is None else None
+    if stored and recipe.width not in (None, stored.width):
+        raise BadSample("bad_reinforcement", f"rows of {stored.width} values, where the teachers' widths add up to {recipe.width}")
     wants_synthetic = recipe.captions != "real"
     synthetic = stored.captions if stored else synthetic_captions(sample.members, recipe.synthetic_keys) if wants_synthetic else {}
     keys = sorted(synthetic)
     if wants_synthetic and not keys:
         raise BadSample("no_caption", "no synthetic caption")
     try:
-        image = open_image(sample.image())
+        # stored crops were drawn on the pixels as they lie in the file (MobileCLIP's generator does not look at EXIF)
+        image = open_image(sample.image(), upright=stored is None)
     except InputError as e:
         raise BadSample("too_large" if "over the limit" in str(e) else "bad_image", str(e)) from None
     if min(image.size) < recipe.min_side:
@@ -114,7 +122,8 @@ def decode(sample: Sample, recipe: Recipe, seed: Sequence[int], epoch: int = 0) 
 class Chunk:
     """What a worker makes of a few samples: where the stream is behind each and why it is bad, if so; and the good ones as one batch."""
 
-    outcomes: list[tuple[Position, Reason | None]]
+    outcomes: list[tuple[Position, Reason | None, str]]
+    """The last: which sample, and what is wrong with it."""
     examples: Batch | None
 
 
@@ -125,14 +134,14 @@ class _Decoder:
         self._recipe = recipe
 
     def __getitems__(self, items: list[Item]) -> Chunk:
-        outcomes: list[tuple[Position, Reason | None]] = []
+        outcomes: list[tuple[Position, Reason | None, str]] = []
         examples = []
         for item in items:
             try:
                 examples.append(decode(read_entry(item.entry), self._recipe, item.seed, item.after.epoch))
-                outcomes.append((item.after, None))
+                outcomes.append((item.after, None, ""))
             except BadSample as e:
-                outcomes.append((item.after, e.reason))
+                outcomes.append((item.after, e.reason, f"{item.entry.key}: {e}"[:300]))
         return Chunk(outcomes, collate(examples, self._recipe.tokenizer) if examples else None)
 
 
@@ -154,6 +163,12 @@ def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> Batch:
         teacher_real=rows("teacher_real"),
         teacher_synthetic=rows("teacher_synthetic"),
     )
+
+
+def _ignore_signals(_worker: int) -> None:
+    """The main process decides when it ends; torchrun sends signals to whole groups."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_is(value: Chunk) -> Chunk:
@@ -185,13 +200,17 @@ class Loader:
         Raises:
             InputError: More samples are bad than `max_bad` allows, or nothing can be read at all.
         """
+        failures = 0
         while True:
             try:
-                yield from self._batches()
+                for batch in self._batches():
+                    yield batch
+                    failures = 0
             except RuntimeError as e:  # torch has no type of its own for a worker that was killed
-                self.restarts += 1
-                if "DataLoader worker" not in str(e) or self.restarts > _MAX_RESTARTS:
+                failures += 1
+                if "DataLoader worker" not in str(e) or failures > _MAX_RESTARTS:
                     raise
+                self.restarts += 1
 
     def _batches(self) -> Iterator[Batch]:
         stream = Stream(start=self.position, **self.stream_options)  # type: ignore[arg-type]
@@ -201,16 +220,21 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_as_is,  # type: ignore[arg-type]
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_ignore_signals,
         )
         parts: list[Batch] = []
         have, tally = 0, Tally()
+        chunks = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler raises wherever the main thread is, even while a state is written; its polling finds dead workers as well
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            for chunk in loader:
+            for chunk in chunks:
                 start = end = 0
-                for position, bad in chunk.outcomes:
+                for position, bad, detail in chunk.outcomes:
                     if bad:
                         tally.skipped[bad] += 1
-                        self._check(tally)
+                        (self.tally + tally).check(self.max_bad, option="data.max_bad", example=detail)
                         continue
                     end += 1
                     have += 1
@@ -227,9 +251,6 @@ class Loader:
                     parts.append(chunk.examples.rows(start, end))
         finally:
             stream.close()
-
-    def _check(self, recent: Tally) -> None:
-        (self.tally + recent).check(self.max_bad)
 
 
 def _chunks(stream: Stream) -> Iterator[list[Item]]:

@@ -13,7 +13,7 @@ from mobileclip.errors import InputError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 Reason = Literal[
-    "bad_image", "bad_reinforcement", "damaged_shard", "duplicate", "no_caption", "no_image", "no_label", "no_reinforcement",
+    "bad_image", "bad_key", "bad_reinforcement", "damaged_shard", "duplicate", "no_caption", "no_image", "no_label", "no_reinforcement",
     "not_joined", "not_utf8", "too_large", "too_small", "unknown_label", "unreadable",
 ]  # fmt: skip
 """Why a sample is skipped; the only vocabulary, in reports and logs alike."""
@@ -93,20 +93,23 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.seen + other.seen, self.skipped + other.skipped)
 
-    def check(self, max_bad: float, at_least: int = 1000) -> None:
+    def check(self, max_bad: float, at_least: int = 1000, *, option: str = "--max-bad", example: str = "") -> None:
         """Stop when too much is bad.
 
         Args:
             max_bad: Largest share of skipped samples, 0 to 1.
             at_least: Judge only from this many samples on; at the end of a data set use 1.
+            option: What the user calls `max_bad`.
+            example: One of the bad samples, for the message.
 
         Raises:
             InputError: Names the counts by reason.
         """
         if self.present >= at_least and self.bad_share > max_bad:
+            last = f"; the last one: {example}" if example else ""
             raise InputError(
-                f"{self.skipped.total():,} of {self.present:,} samples are bad ({self.reasons()}), more than --max-bad {max_bad:.2%}; "
-                "mend the data or allow more"
+                f"{self.skipped.total():,} of {self.present:,} samples are bad ({self.reasons()}), more than {option} {max_bad:.2%}; "
+                f"mend the data or allow more{last}"
             )
 
     def reasons(self) -> str:

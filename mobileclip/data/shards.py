@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,17 @@ from mobileclip.errors import InputError
 from mobileclip.files import reading, staged_file
 
 MAX_MEMBER_BYTES = 256 << 20
+MAX_KEY_BYTES = 80
+"""A tar header holds 100 bytes, and extensions need some."""
 MAX_MEMBERS = 64
 """In one sample; published ones have at most nine."""
 
 
-@dataclass(frozen=True)
+class DamagedShard(InputError):
+    """A file that should be a shard and is none: counted as one bad sample where many shards are read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Where one member lies: `size` bytes of `path` from `offset`; or `content`, where there is no file."""
 
@@ -32,7 +39,7 @@ class Part:
     content: bytes | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One sample, not yet read; `bad` tells why it never will be."""
 
@@ -48,7 +55,8 @@ def index_shard(path: Path) -> list[Entry]:
     rest of a shard that is cut off (one entry, as nobody can tell how many samples it had).
 
     Raises:
-        InputError: No such file, or not a tar file at all.
+        DamagedShard: Not a tar file at all.
+        InputError: No such file.
     """
     entries: list[Entry] = []
     seen: set[str] = set()
@@ -70,7 +78,7 @@ def index_shard(path: Path) -> list[Entry]:
                         continue
                     folder, slash, name = member.name.rpartition("/")
                     stem, _, extension = name.partition(".")
-                    extension = extension.lower()
+                    extension = sys.intern(extension.lower())
                     if f"{folder}{slash}{stem}" != key:
                         finish()
                         key, parts, bad = f"{folder}{slash}{stem}", [], None
@@ -86,7 +94,7 @@ def index_shard(path: Path) -> list[Entry]:
                 finish()
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as e:
             if key is None:
-                raise InputError(f"{path}: is not a tar file ({e}); shards are plain, uncompressed tar files") from None
+                raise DamagedShard(f"{path}: is not a tar file ({e}); shards are plain, uncompressed tar files") from None
             entries.append(Entry(key, (), "damaged_shard"))
     return entries
 
@@ -133,6 +141,11 @@ def read_shard(path: Path) -> Iterator[Sample | BadSample]:
             yield e
 
 
+def writable(key: str) -> bool:
+    """Whether `write_shard` can write a sample of this key."""
+    return "." not in key and "/" not in key and 0 < len(key.encode(errors="replace")) <= MAX_KEY_BYTES and key.isprintable()
+
+
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
     """Write samples (key, extension to content) as a shard, atomically; equal samples give equal bytes.
 
@@ -140,14 +153,14 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
         The number of samples.
 
     Raises:
-        InputError: A key with a dot or a slash.
+        InputError: A key that is empty, longer than 80 bytes, or has a dot or a slash.
         StorageError: The folder cannot be written or the disk is full.
     """
     count = 0
     with staged_file(path) as tmp, tarfile.open(tmp, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in samples:
-            if not key or "." in key or "/" in key:
-                raise InputError(f"{key!r} cannot be a sample's key: it must not hold a dot or a slash")
+            if not writable(key):
+                raise InputError(f"{key[:100]!r} cannot be a sample's key: 1 to {MAX_KEY_BYTES} bytes of UTF-8 without dots and slashes")
             for extension, content in sorted(members.items()):
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"

@@ -58,10 +58,10 @@ def find_shards(places: Sequence[str], *joined: Sequence[str]) -> tuple[Shard, .
 
 
 def _expand(pattern: str) -> list[str]:
-    if pattern.startswith("pipe:") or "://" in pattern:
+    if not is_local(pattern):
         return _braces(pattern)
     if Path(pattern).is_dir():
-        found = sorted(str(p) for p in Path(pattern).glob("*.tar"))
+        found = sorted(str(p) for p in Path(pattern).glob("*.tar") if not p.name.startswith("."))  # those are half written
     else:
         found = [place for plain in _braces(pattern) for place in (sorted(glob.glob(plain)) if glob.has_magic(plain) else [plain])]
     if not found or (missing := next((f for f in found if not Path(f).is_file()), None)):
@@ -86,7 +86,8 @@ def opened(shard: Shard) -> Iterator[list[Entry]]:
     """The samples of a shard; what had to be fetched lies on disk as long as the context is open.
 
     Raises:
-        InputError: Not a shard, or not a table of the known columns.
+        DamagedShard: Not a shard.
+        InputError: No such file, or not a table of the known columns.
         StorageError: It cannot be fetched.
     """
     with contextlib.ExitStack() as stack:
@@ -95,27 +96,37 @@ def opened(shard: Shard) -> Iterator[list[Entry]]:
             path = stack.enter_context(_local(place))
             with reading(path):
                 changed = path.stat().st_mtime_ns
-            lists.append(_table(path) if path.suffix in TABLES else _indexed(str(path), changed))
+            lists.append(_table(path) if path.suffix in TABLES else _indexed(str(path), changed) if is_local(place) else index_shard(path))
         yield functools.reduce(_joined, lists)
 
 
-@functools.lru_cache(maxsize=256)
+def is_local(place: str) -> bool:
+    """Whether a place is a file on this machine, not a URL or a command."""
+    return not (place.startswith("pipe:") or "://" in place)
+
+
+@functools.lru_cache(maxsize=16)  # a small set is read again and again; of a large one each index takes 20 MB
 def _indexed(path: str, _changed: int) -> list[Entry]:
     return index_shard(Path(path))
 
 
 def _joined(left: list[Entry], right: list[Entry]) -> list[Entry]:
     """Members of both sides under one key; a sample that only one side has is bad, so that nothing is lost unseen."""
-    others = {_uid(e): e for e in right if not e.bad}
+    others: dict[str, Entry] = {}
+    spare = []
+    for e in right:
+        if _uid(e) in others:
+            spare.append(Entry(e.key, e.parts, e.bad or "duplicate"))
+        else:
+            others[_uid(e)] = e
     entries = []
     for entry in left:
         other = others.pop(_uid(entry), None)
         extensions = {p.extension for p in entry.parts}
         more = tuple(p for p in other.parts if p.extension not in extensions) if other else ()
-        bad: Reason | None = entry.bad or (None if other else "not_joined")
+        bad: Reason | None = entry.bad or (other.bad if other else "not_joined")
         entries.append(Entry(entry.key, entry.parts + more, bad))
-    bad_ones = [e for e in right if e.bad]
-    return entries + bad_ones + [Entry(e.key, e.parts, "not_joined") for e in others.values()]
+    return entries + spare + [Entry(e.key, e.parts, e.bad or "not_joined") for e in others.values()]
 
 
 def _uid(entry: Entry) -> str:
@@ -128,7 +139,7 @@ def _uid(entry: Entry) -> str:
 @contextlib.contextmanager
 def _local(place: str) -> Iterator[Path]:
     """The place as a local file."""
-    if not (place.startswith("pipe:") or "://" in place):
+    if is_local(place):
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="mobileclip-shard-") as folder:

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mobileclip.data.shards import Entry
-from mobileclip.data.source import Shard, opened
+from mobileclip.data.shards import DamagedShard, Entry
+from mobileclip.data.source import Shard, is_local, opened
 from mobileclip.errors import InputError, StorageError
 
 
@@ -24,6 +25,8 @@ class Position(NamedTuple):
 
 
 START = Position()
+_EMPTY_EPOCHS = 10
+"""In a row, for one process: then there is nothing. With few shards a process may meet only a damaged one now and then."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,15 @@ class Stream:
         """Samples from the start position on.
 
         Raises:
-            InputError: A whole epoch holds no sample for this process.
+            InputError: Several epochs hold no sample for this process.
         """
         epoch, window, offset = self._start
-        found = True
+        found, empty = True, 0
         while True:
             windows = self._windows(epoch)
             if window >= len(windows):
-                if not found:
+                empty = 0 if found else empty + 1
+                if empty > _EMPTY_EPOCHS:
                     raise InputError(f"the data set has no sound sample for process {self._rank + 1} of {self._world}")
                 epoch, window, offset, found = epoch + 1, 0, 0, False
                 continue
@@ -129,7 +133,9 @@ def _entries(stack: contextlib.ExitStack, shard: Shard) -> list[Entry]:
     """A shard that cannot be read is one bad sample: a long run goes on, and counts it."""
     try:
         return stack.enter_context(opened(shard))
-    except InputError:
+    except DamagedShard:
         return [Entry(shard.name, (), "damaged_shard")]
-    except StorageError:
+    except (InputError, StorageError) as e:
+        if isinstance(e, InputError) and all(Path(place).exists() for place in shard.places if is_local(place)):
+            raise  # a mistake in a table
         return [Entry(shard.name, (), "unreadable")]

@@ -7,11 +7,12 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mobileclip.data.augment import Policy, draw, replay
 from mobileclip.data.embeddings import Reinforcement, write
@@ -183,6 +184,49 @@ def test_a_killed_worker_is_replaced(shards):
     assert same(batches, take(loader(shards), 16))
 
 
+def test_signals_to_the_group_leave_workers_alone(shards):
+    """As torchrun sends them, while the main process does something else; a worker that dies then is no error there either."""
+    whole = loader(shards, workers=2)
+    iterator = iter(whole)
+    batches = [next(iterator)]
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert all(worker.is_alive() for worker in workers)
+    os.kill(workers[0].pid, signal.SIGKILL)
+    workers[0].join()
+    assert sum(range(10_000)) == 49_995_000  # no exception of torch's in our code
+    batches += [next(iterator) for _ in range(15)]
+    iterator.close()
+    assert same(batches, take(loader(shards), 16))
+
+
+def test_rows_of_another_width_are_bad():
+    stored = members(1)[0]
+    with pytest.raises(BadSample, match="rows of 6 values, where the teachers' widths add up to 7"):
+        decode(Sample("x", stored), Recipe(SPEC, TOKENIZER, width=7), (0,))
+    assert decode(Sample("x", stored), Recipe(SPEC, TOKENIZER, width=6), (0,)).teacher_image.shape == (6,)
+
+
+def test_stored_crops_are_in_the_pixels_of_the_file():
+    """MobileCLIP's generator draws them without a look at EXIF; pictures for new crops are turned upright."""
+    stored = members(1)[0]
+    image = open_image(stored["png"])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = io.BytesIO()
+    image.save(turned, "PNG", exif=exif)
+    stored["png"] = turned.getvalue()
+    assert np.array_equal(
+        decode(Sample("x", stored), Recipe(SPEC, TOKENIZER), (0,)).image,
+        decode(Sample("x", members(1)[0]), Recipe(SPEC, TOKENIZER), (0,)).image,
+    )
+    upright = open_image(stored["png"])
+    assert upright.size == image.size[::-1]
+
+
 def test_accounting(tmp_path):
     """seen + skipped = present, exactly, at the end of an epoch."""
     good = [(f"{i:032x}", members(i)[0]) for i in range(30)]
@@ -200,5 +244,5 @@ def test_accounting(tmp_path):
 
 def test_too_much_is_bad(tmp_path):
     write_shard(tmp_path / "0.tar", [(f"{i:032x}", {"txt": b"x"} if i % 10 == 0 else members(1)[0]) for i in range(300)])
-    with pytest.raises(InputError, match=r"samples are bad \(no_.*more than --max-bad 1.00%"):
+    with pytest.raises(InputError, match=r"samples are bad \(no_.*more than data.max_bad 1.00%; mend .*; the last one: [0-9a-f]{32}: no_"):
         take(loader(find_shards([str(tmp_path)])), 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import tarfile
 import threading
 
 import pytest
@@ -49,6 +50,22 @@ def test_joined_by_key(folder, tmp_path):
     assert bad == [(f"{1:032x}", "not_joined"), (f"{7:032x}", "not_joined")]
     with pytest.raises(InputError, match="equally many, got 12 and 1"):
         find_shards([str(folder)], [str(other)])
+
+
+def test_each_sample_of_a_join_counts_once(tmp_path):
+    """Also where one side is bad or has it twice."""
+    write_shard(tmp_path / "a.tar", [(f"{i:032x}", {"txt": b"x"}) for i in (1, 2)])
+    with tarfile.open(tmp_path / "b.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in (f"p/{1:032x}.json", f"q/{1:032x}.json", f"{2:032x}.json", f"{2:032x}.json"):
+            tar.addfile(tarfile.TarInfo(name))
+    (shard,) = find_shards([f"{tmp_path}/a.tar"], [f"{tmp_path}/b.tar"])
+    with opened(shard) as entries:
+        assert sorted(e.bad or "" for e in entries) == ["", "damaged_shard", "duplicate"]
+
+
+def test_half_written_shards_are_not_seen(folder):
+    (folder / ".mobileclip-tmp-x.tar").write_bytes(b"half")
+    assert names([str(folder)]) == [f"{n:03}.tar" for n in range(12)]
 
 
 def table(tmp_path, name, text):

@@ -81,8 +81,20 @@ def test_a_broken_shard_is_one_bad_sample(shards, tmp_path):
     (tmp_path / "00002.tar").unlink()
     items = take(Stream(shards, seed=0), 14)
     epoch = [item.entry for item in items if item.after.epoch == 0]
-    assert sorted(e.bad for e in epoch if e.bad) == ["damaged_shard", "damaged_shard"]
+    assert sorted(e.bad for e in epoch if e.bad) == ["damaged_shard", "unreadable"]
     assert len(epoch) == TOTAL - SIZES[1] - SIZES[2] + 2
+
+
+def test_a_mistake_in_a_table_stops(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "x"}\nno json\n')
+    with pytest.raises(InputError, match=r"t\.jsonl:2"):
+        take(Stream(find_shards([f"{tmp_path}/t.jsonl"]), seed=0), 1)
+
+
+def test_a_process_may_meet_a_damaged_shard_now_and_then(shards, tmp_path):
+    (tmp_path / "00001.tar").write_bytes(b"garbage" * 1000)
+    items = take(Stream(shards[:2], seed=0, rank=0, world=2), 20 * SIZES[0])
+    assert {item.entry.bad for item in items} == {None, "damaged_shard"}
 
 
 def test_positions_are_ordered():
@@ -113,4 +125,4 @@ def test_a_failing_command(tmp_path):
     shards = find_shards(["pipe:echo no such bucket >&2; exit 3"])
     assert take(Stream(shards, seed=0), 1)[0].entry.bad == "unreadable"
     with pytest.raises(InputError, match="no sound sample"):
-        take(Stream(shards, seed=0), 3)
+        take(Stream(shards, seed=0), 30)
