@@ -8,8 +8,9 @@
 #SBATCH --requeue
 set -euo pipefail
 config=${1:?config} run=${2:?folder of the run}
+gpus=${SLURM_GPUS_PER_NODE:-8}  # may have the type in front
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 exec srun torchrun \
-    --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${GPUS_PER_NODE:-8}" \
+    --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${gpus##*:}" --shutdown-timeout 110 \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \
     -m mobileclip train "$config" -o "$run"

@@ -86,7 +86,21 @@ def load_model(source: str) -> Model:
     spec = get_spec(source)
     if spec.weights is None:
         return _load_untrained(spec)
-    from mobileclip import checkpoints, hub
+    from mobileclip import checkpoints
+
+    file = weights_file(spec)
+    return from_checkpoint(checkpoints.load(file, spec), file.name)
+
+
+def weights_file(spec: ModelSpec) -> Path:
+    """The published checkpoint of a variant, which was pulled before.
+
+    Raises:
+        InputError: It was not, or none is published.
+    """
+    if spec.weights is None:
+        raise InputError(f"{spec.name}: no weights are published; give a checkpoint file")
+    from mobileclip import hub
 
     file = hub.cached(spec.weights.repo_id, spec.weights.filename)
     if file is None:
@@ -94,7 +108,7 @@ def load_model(source: str) -> Model:
             f"{spec.name}: its weights are not here yet; run `mobileclip pull {spec.name}`, or give a checkpoint file, "
             f"or `{UNTRAINED}{spec.name}` for numbers without meaning"
         )
-    return from_checkpoint(checkpoints.load(file, spec), spec.weights.filename)
+    return file
 
 
 def _load_untrained(spec: ModelSpec) -> Model:

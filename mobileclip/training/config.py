@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 
 from mobileclip.configs import Strict, read_config
 from mobileclip.errors import InputError
-from mobileclip.files import canonical_json
 from mobileclip.specs import get_spec
 
 Positive = Annotated[int, Field(ge=1)]
@@ -49,6 +48,15 @@ class DataConfig(Strict):
     max_bad: Share = 0.01
     """Stop where a larger share of the samples is bad."""
 
+    @field_validator("synthetic_keys")
+    @classmethod
+    def _expression(cls, text: str) -> str:
+        try:
+            re.compile(text)
+        except re.error as e:
+            raise ValueError(f"is no regular expression: {e}") from None
+        return text
+
 
 class TeacherConfig(Strict):
     """One member of the ensemble whose embeddings the data holds."""
@@ -76,7 +84,7 @@ class OptimizerConfig(Strict):
     """AdamW."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -146,16 +154,11 @@ class TrainConfig(Strict):
         """Optimizer steps in all."""
         return -(-self.schedule.samples // self.batch_size)
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over what decides the weights."""
-        return hashlib.sha256(canonical_json(self.deciding())).hexdigest()
-
     def deciding(self) -> dict[str, Any]:
-        """The fields that decide the weights: all but the rhythm of logs, checkpoints and evaluations, and the number of workers."""
+        """The fields that decide the weights: all but the rhythm of logs, checkpoints and evaluations, the workers and `max_bad`."""
         free = {"log_every", "save_every", "keep", "evaluate_every", "evaluations"}
         value = self.model_dump(mode="json", exclude=free)
-        value["data"].pop("workers")
+        del value["data"]["workers"], value["data"]["max_bad"]
         return value
 
     @field_validator("model")
@@ -177,6 +180,8 @@ class TrainConfig(Strict):
             raise ValueError(f"schedule: warm-up and decay are longer than the {self.steps:,} steps of the run")
         if self.schedule.min_lr > self.optimizer.lr:
             raise ValueError("schedule.min_lr is above optimizer.lr")
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("compile and gradient_checkpointing do not go together; torch.compile decides itself what it keeps")
         if len(set(self.freeze)) == 2:
             raise ValueError("freeze: with both towers frozen there is nothing to train")
         return self

@@ -15,12 +15,12 @@ from mobileclip.errors import InputError
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def init(device: str | None = None, timeout_s: float = 600) -> torch.device:
+def init(device: str | None = None, timeout_s: float = 3600) -> torch.device:
     """Join the processes that torchrun started, by NCCL on CUDA, else by gloo.
 
     Args:
         device: "cpu" or "cuda"; default: CUDA where there is one.
-        timeout_s: How long to wait for the others, here and in each exchange.
+        timeout_s: How long to wait for the others, here and in each exchange: longer than the main process evaluates.
 
     Returns:
         The device of this process.
@@ -93,6 +93,15 @@ def mean(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values / world_size()
+
+
+def objects(value: Any) -> list[Any]:
+    """What each process brings, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -35,7 +36,8 @@ class Log:
         if importlib.util.find_spec("wandb") and os.environ.get("WANDB_PROJECT"):
             import wandb
 
-            self._wandb = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=about)
+            identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+            self._wandb = wandb.init(dir=str(folder), name=folder.name, id=identity, resume="allow", config=about)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add what is known at a step."""

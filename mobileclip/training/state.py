@@ -21,6 +21,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"state-{step:09d}.pt"
 
 
+def is_name(path: Path) -> bool:
+    """Whether a file is named as the state of a run."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def saved_steps(folder: Path) -> list[int]:
     """Steps that were saved, in order."""
     return sorted(int(found[1]) for p in folder.glob("state-*.pt") if (found := _NAME.fullmatch(p.name)))
@@ -58,21 +63,21 @@ def load(path: Path) -> State:
             raise
         except Exception as e:  # torch.load raises whatever its parts raise
             raise CheckpointError(f"{path}: is damaged ({type(e).__name__}); remove it to go on from the one before") from None
-    if not isinstance(state, dict) or not {"fingerprint", "step", "student", "optimizer"} <= state.keys():
+    if not isinstance(state, dict) or not {"config", "step", "student", "optimizer"} <= state.keys():
         raise CheckpointError(f"{path}: is not the state of a training run")
     return state
 
 
-def check_same_run(path: Path, stored: State, config: dict[str, Any], fingerprint: str) -> None:
+def check_same_run(path: Path, stored: State, config: dict[str, Any]) -> None:
     """Refuse to go on with another config.
 
     Raises:
         InputError: Shows what differs.
     """
-    if stored["fingerprint"] == fingerprint:
-        return
-    before, now = _flat(stored.get("config", {})), _flat(config)
+    before, now = _flat(stored["config"]), _flat(config)
     differ = [f"{k}: {before.get(k)!r} before, {now.get(k)!r} now" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if not differ:
+        return
     raise InputError(f"{path.parent}: belongs to a run with another config ({'; '.join(differ[:5])}); choose another folder with -o")
 
 

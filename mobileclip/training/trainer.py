@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import signal
 import time
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mobileclip import checkpoints
 from mobileclip.checkpoints import Checkpoint
 from mobileclip.data.augment import Policy
+from mobileclip.data.embeddings import ABOUT
 from mobileclip.data.loader import Loader, Recipe
 from mobileclip.data.samples import Tally
 from mobileclip.data.source import find_shards
@@ -28,6 +30,7 @@ from mobileclip.data.stream import Position
 from mobileclip.errors import CheckpointError, GateError, InputError
 from mobileclip.files import STAGING_PREFIX, locked, remove_tree
 from mobileclip.models.clip import CLIP
+from mobileclip.sources import weights_file
 from mobileclip.specs import get_spec
 from mobileclip.tokenizer import Tokenizer
 from mobileclip.training import distributed, state
@@ -45,6 +48,8 @@ Evaluate = Callable[[CLIP], Mapping[str, float]]
 """Score a model in eval mode: name of a figure to its value."""
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FIRST_SCALES = 20
+"""Steps that a scaler may leave out while it looks for its scale."""
 _SIGLIP_SCALE, _SIGLIP_BIAS = 10.0, -10.0
 
 
@@ -108,15 +113,15 @@ def start_model(config: TrainConfig) -> CLIP:
     if config.init is None:
         torch.manual_seed(config.seed)
         return CLIP(spec)
-    path = Path(config.init)
-    if not path.is_file():
-        from mobileclip import hub
-
-        start = get_spec(config.init)
-        cached = hub.cached(start.weights.repo_id, start.weights.filename) if start.weights else None
-        if cached is None:
-            raise InputError(f"init: {config.init} is neither a checkpoint file nor a pulled variant; run: mobileclip pull {config.init}")
-        path = cached
+    path = Path(config.init) if Path(config.init).is_file() else weights_file(get_spec(config.init))
+    if state.is_name(path):
+        clip = CLIP(spec)
+        weights = {n.removeprefix("clip."): t for n, t in state.load(path)["student"].items() if n.startswith("clip.")}
+        try:
+            clip.load_state_dict(weights)
+        except RuntimeError:
+            raise CheckpointError(f"{path}: is the state of a run with another model than {spec.name}") from None
+        return clip
     checkpoint = checkpoints.load(path, spec)
     if checkpoint.fused:
         raise CheckpointError(f"{path}: is fused for inference, its training branches are gone; start from the unfused checkpoint")
@@ -138,10 +143,30 @@ def make_recipe(config: TrainConfig) -> Recipe:
     policy = None
     if isinstance(augmentation, AugmentationConfig):
         policy = Policy(spec.preprocess.resolution, augmentation.scale, augmentation.ratio, rand_augment=augmentation.rand_augment)
+    width = sum(t.width for t in config.loss.teachers) if config.loss.distillation else None
     return Recipe(
         spec.preprocess, Tokenizer.clip(spec.text.context), policy, data.captions, data.mix, data.synthetic_keys, data.in_turn,
-        data.min_side,
+        data.min_side, width,
     )  # fmt: skip
+
+
+def check_teachers(config: TrainConfig) -> None:
+    """Compare the config's teachers with those that `mobileclip reinforce` has noted beside the shards, where it has.
+
+    Raises:
+        InputError: Other teachers, or in another order.
+    """
+    names = [t.name for t in config.loss.teachers]
+    for place in (*config.data.shards, *(p for places in config.data.join for p in places)):
+        about = Path(place) / ABOUT
+        if not (config.loss.distillation and about.is_file()):
+            continue
+        try:
+            stored = [str(t["name"]) for t in json.loads(about.read_bytes())["teachers"]]
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            continue
+        if stored != names:
+            raise InputError(f"loss.teachers: {', '.join(names)}, but {place} has rows of {', '.join(stored)}; name them in that order")
 
 
 class _Run:
@@ -150,6 +175,7 @@ class _Run:
         world = distributed.world_size()
         if config.batch_size % (world * config.accumulation):
             raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
+        check_teachers(config)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         clip = start_model(config).to(device)
@@ -188,7 +214,7 @@ class _Run:
             return
         path = state.path_of(self.folder, steps[-1])
         stored = state.load(path)
-        state.check_same_run(path, stored, self.config.deciding(), self._fingerprint)
+        state.check_same_run(path, stored, self._deciding)
         self.step = stored["step"]
         self.student.load_state_dict(stored["student"])
         self.optimizer.load_state_dict(stored["optimizer"])
@@ -203,8 +229,8 @@ class _Run:
         self.progress(f"going on from step {self.step:,} of {self.config.steps:,}")
 
     @property
-    def _fingerprint(self) -> str:
-        return f"{self.config.fingerprint}/{distributed.world_size()}"
+    def _deciding(self) -> dict[str, Any]:
+        return self.config.deciding() | {"processes": distributed.world_size()}
 
     def _save(self) -> Path | None:
         """Write the state of this step; each process adds what is its own."""
@@ -214,15 +240,11 @@ class _Run:
             "seen": self.loader.tally.seen,
             "skipped": dict(self.loader.tally.skipped),
         }
-        processes: list[Any] = [mine]
-        if dist.is_initialized():
-            processes = [None] * distributed.world_size()
-            dist.all_gather_object(processes, mine)
+        processes = distributed.objects(mine)
         if not distributed.main_process():
             return None
         whole = {
-            "fingerprint": self._fingerprint,
-            "config": self.config.deciding(),
+            "config": self._deciding,
             "step": self.step,
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -245,8 +267,9 @@ class _Run:
             with self._signals():
                 while self.step < self.config.steps:
                     began = time.perf_counter()
-                    batch = next(batches).to(self.device)
+                    batch = next(batches)
                     waited = time.perf_counter() - began
+                    batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
                     set_learning_rate(self.optimizer, self.config.optimizer.lr * self.schedule(self.step))
                     losses = accumulated_step(self._forward, batch.split(self.config.accumulation), self.loss, self._backward)
                     max_norm = self.config.optimizer.max_norm or math.inf
@@ -275,24 +298,29 @@ class _Run:
         if (logs or saves or interrupted or self.device.type == "cpu") and not meter.finite(self.scaler is not None):
             good = state.saved_steps(self.folder)
             where = f"the last good state is {state.path_of(self.folder, good[-1])}" if good else "no state was saved yet"
-            raise GateError(f"the loss is no longer finite at step {step:,}; {where}; lower optimizer.lr or check the data")
+            raise GateError(
+                f"the loss is no longer finite at step {step:,}; {where}; check the data, or go on in another folder "
+                "with that state as init and a lower optimizer.lr"
+            )
         values = None
         if logs:
             values = self._values(meter)
             if log:
                 log.write(step, values)
                 self.progress(_line(step, config.steps, values))
-        if config.evaluate_every and step % config.evaluate_every == 0 and not last:
-            self._evaluate(log)
         if saves or interrupted:
             path = self._save()
             if interrupted:
-                self.progress(f"saved {path}; run the same command to go on")
+                distributed.barrier()  # torchrun ends all processes as soon as one has ended
+                if path:
+                    self.progress(f"saved {path}; run the same command to go on")
                 raise KeyboardInterrupt
+        if config.evaluate_every and step % config.evaluate_every == 0 and not last:
+            self._evaluate(log)
         return values
 
     def _values(self, meter: _Meter) -> dict[str, Any]:
-        tally = self.loader.tally
+        tally = sum(distributed.objects(self.loader.tally), Tally())
         values = meter.values()
         return values | {
             "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
@@ -356,7 +384,7 @@ class _Run:
         """Whether any process was told to stop; with several, all ask at the same steps."""
         if not dist.is_initialized():
             return self._interrupted
-        if self.step % min(self.config.log_every, 10):
+        if self.step % 2:  # on a GPU the answer has to be waited for
             return False
         told = torch.tensor(float(self._interrupted), device=self.device)
         return bool(distributed.mean(told) > 0)
@@ -386,7 +414,7 @@ class _Meter:
 
     def _clear(self) -> None:
         self._sums = {f.name: torch.zeros((), device=self._device) for f in dataclasses.fields(Losses)}
-        self._norm = torch.zeros((), device=self._device)
+        self._norm, self._skipped = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         self._steps = self._samples = 0
         self._waited_s = self._took_s = 0.0
 
@@ -394,19 +422,22 @@ class _Meter:
         """Add a step."""
         for name in self._sums:
             self._sums[name] = self._sums[name] + getattr(losses, name)
-        self._norm = self._norm + norm
+        finite = torch.isfinite(norm)
+        self._norm = self._norm + torch.where(finite, norm, 0)
+        self._skipped = self._skipped + (~finite).float()
         self._steps, self._samples = self._steps + 1, self._samples + samples
         self._waited_s, self._took_s = self._waited_s + waited_s, self._took_s + took_s
 
     def finite(self, scaled: bool) -> bool:
-        """Whether all losses were finite, and the gradients too unless a scaler looks after them."""
-        total = self._sums["loss"] if scaled else self._sums["loss"] + self._norm
-        return bool(torch.isfinite(distributed.mean(total)))
+        """Whether all losses were finite, and the gradients too; a scaler may leave out some steps, but not all that are asked about."""
+        allowed = max(self._steps - 1, _FIRST_SCALES) if scaled else 0
+        return bool(torch.isfinite(distributed.mean(self._sums["loss"])) & (distributed.mean(self._skipped) <= allowed))
 
     def values(self) -> dict[str, Any]:
         """Means since the last call."""
-        means = distributed.mean(torch.stack([*self._sums.values(), self._norm]) / self._steps).tolist()
-        values = dict(zip([*self._sums, "gradient_norm"], means, strict=True))
+        means = distributed.mean(torch.stack([*self._sums.values(), self._norm, self._skipped]) / self._steps).tolist()
+        values = dict(zip([*self._sums, "gradient_norm", "skipped_steps"], means, strict=True))
+        values["skipped_steps"] = round(values["skipped_steps"] * self._steps)
         values |= {"samples_per_s": self._samples / self._took_s, "waiting_share": self._waited_s / self._took_s}
         self._clear()
         return values

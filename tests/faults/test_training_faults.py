@@ -91,7 +91,7 @@ def test_teacher_of_another_width(tmp_path):
     write_shard(tmp_path / "0.tar", [sample(i, reinforced(i)) for i in range(8)])
     config = distilled(tmp_path).model_copy(update={"loss": distilled(tmp_path).loss.model_copy(update={"teachers": ()})})
     other = config.loss.model_validate(TEACHER | {"teachers": [{"name": "t", "width": WIDTH}, {"name": "u", "width": 4}]})
-    with pytest.raises(InputError, match=r"teacher rows of \[6\] values, but the teachers' widths \(6, 4\) add up to 10"):
+    with pytest.raises(InputError, match=r"\(bad_reinforcement [\d,]+\).*rows of 6 values, where the teachers' widths add up to 10"):
         train(config.model_copy(update={"loss": other}), tmp_path / "run", progress=silent)
 
 

@@ -81,6 +81,11 @@ def test_defaults(tmp_path):
         (("[data]", "[data"), "is not YAML"),
         (("shards: [data]", "shards: &a [*a]"), "anchors"),
         (("batch_size: 10", "batch_size: !!python/object/apply:os.system [exit]"), ""),
+        (("batch_size: 10", "compile: true\ngradient_checkpointing: true\nbatch_size: 10"), "do not go together"),
+        (("  shards: [data]", "  shards: [data]\n  synthetic_keys: ("), ":5: data.synthetic_keys: is no regular expression"),
+        (("batch_size: 10", "optimizer: {betas: [0.9, 1.0]}\nbatch_size: 10"), ":6: optimizer.betas"),
+        (("batch_size: 10", "batch_size: !!int abc"), "not a value of its type"),
+        (("batch_size: 10", "batch_size: 2024-13-45"), "not a value of its type"),
         (("batch_size: 10", "freeze: [image, text]\nbatch_size: 10"), "nothing to train"),
     ],
 )

@@ -22,7 +22,7 @@ from mobileclip.errors import CheckpointError, GateError, InputError
 from mobileclip.specs import get_spec
 from mobileclip.training import state
 from mobileclip.training.log import read_log
-from mobileclip.training.trainer import train
+from mobileclip.training.trainer import start_model, train
 from tests.training.conftest import picture, settings
 
 
@@ -189,6 +189,34 @@ def test_starts_from_weights(whole, shards, tmp_path):
     assert changed == {"visual", "logit_scale"}
 
 
+def test_starts_from_a_state(whole, shards, tmp_path):
+    """As the error of a loss that is not finite advises."""
+    path = state.path_of(whole, 4)
+    stored = state.load(path)["student"]
+    config = settings(shards, init=str(path))
+    model = start_model(config)
+    assert all(torch.equal(t, stored[f"clip.{name}"]) for name, t in model.state_dict().items())
+    train(config, tmp_path, progress=silent)
+    assert digests(tmp_path) != digests(whole)
+    with pytest.raises(CheckpointError, match="another model than mobileclip_s0"):
+        start_model(settings(shards, init=str(path), model="mobileclip_s0"))
+
+
+def test_the_share_of_bad_samples_may_be_changed(whole, shards):
+    train(settings(shards, data={"shards": [str(shards)], "workers": 0, "max_bad": 0.5}), whole, progress=silent)
+
+
+def test_teachers_must_be_those_of_the_data(shards, tmp_path):
+    (tmp_path / "data").mkdir()
+    for shard in shards.glob("*.tar"):
+        (tmp_path / "data" / shard.name).write_bytes(shard.read_bytes())
+    (tmp_path / "data/reinforcement.json").write_text(json.dumps({"teachers": [{"name": "a"}, {"name": "b"}]}))
+    loss = {"distillation": 0.5, "teachers": [{"name": "b", "width": 2}, {"name": "a", "width": 2}]}
+    config = settings(tmp_path / "data", data={"shards": [str(tmp_path / "data")], "augmentation": "stored"}, loss=loss)
+    with pytest.raises(InputError, match=r"loss.teachers: b, a, but .*data has rows of a, b; name them in that order"):
+        train(config, tmp_path / "run", progress=silent)
+
+
 def test_fused_weights_are_refused(shards, tmp_path):
     path = tmp_path / "fused.safetensors"
     checkpoints.save(checkpoints.fused(recipe_checkpoint(get_spec("mobileclip_nano"))), path)
@@ -219,9 +247,43 @@ def test_two_processes(shards, tmp_path):
 
     first = run(2)
     assert first.returncode == 0, first.stderr[-2000:]
-    assert read_log(tmp_path / "run")[-1]["step"] == 4
+    last = read_log(tmp_path / "run")[-1]
+    assert (last["step"], last["samples"], last["seen"]) == (4, 16, 16)
     other = run(1)
-    assert "another config" in other.stderr
+    assert "another config (processes: 2 before, 1 now)" in other.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped(shards, tmp_path):
+    """By a scheduler's SIGTERM to torchrun: everything is saved, and the run that goes on ends with the same bytes."""
+    config = tmp_path / "run.yaml"
+    data = {"shards": [str(shards)], "workers": 1}
+    config.write_text(
+        json.dumps(settings(shards, schedule={"samples": 160, "warmup_steps": 1}, data=data, save_every=1000).model_dump(mode="json"))
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "mobileclip",
+        "train",
+        str(config),
+    ]
+    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not read_log(tmp_path / "run"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert len(state.saved_steps(tmp_path / "run")) == 1, told[-2000:]
+    assert "saved None" not in told
+    subprocess.run([*command, "-o", str(tmp_path / "run")], check=True, capture_output=True, timeout=300)
+    assert digests(tmp_path / "run") == digests(tmp_path / "whole")
 
 
 def test_empty_log_lines(tmp_path):
