@@ -19,7 +19,7 @@ def reinforce(
     views: Annotated[int, typer.Option(min=1, max=1000, help="Augmentations of each picture.")] = 5,
     captions: Annotated[int, typer.Option(min=0, max=1000, help="Synthetic captions of each picture.")] = 5,
     dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the stored embeddings.")] = "bf16",
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of all that is drawn.")] = 0,
     images: Annotated[bool, typer.Option(help="Also write pictures and captions; without, the set is to be joined by key.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, with Ray.")] = 0,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,12 @@ from PIL import Image
 
 from mobileclip.data.samples import Sample
 from mobileclip.errors import InputError
-from mobileclip.files import did_you_mean, require
+from mobileclip.reinforce.clips import open_clip_model
 from mobileclip.reinforce.config import CaptionerConfig, CocaConfig, TemplatesConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FOLDER = "local-dir:"
 _TRIES = 8
 _MOST_TAGS = 4
 _START, _END = 49406, 49407
@@ -59,14 +59,14 @@ class Captioner(Protocol):
         ...
 
 
-def load_captioner(config: CaptionerConfig) -> Captioner:
+def load_captioner(config: CaptionerConfig, device: str = "cpu") -> Captioner:
     """Make a captioner ready.
 
     Raises:
         InputError: An unknown model.
         MissingToolError: A package is not installed.
     """
-    return CocaCaptioner(config) if isinstance(config, CocaConfig) else TemplateCaptioner(config)
+    return CocaCaptioner(config, device) if isinstance(config, CocaConfig) else TemplateCaptioner(config)
 
 
 class TemplateCaptioner:
@@ -89,12 +89,14 @@ class TemplateCaptioner:
         rng = np.random.default_rng(subject.seed)
         found: list[str] = []
         for _ in range(count):
-            for _ in range(_TRIES):
-                caption = self._draw(rng, label, tags)
-                if caption not in found:
-                    break
-            found.append(caption)
+            drawn = (self._draw(rng, label, tags) for _ in range(_TRIES))
+            found.append(next((c for c in itertools.chain(drawn, self._all(label, tags)) if c not in found), found[-1] if found else label))
         return found
+
+    def _all(self, label: str, tags: list[str]) -> Iterator[str]:
+        """For pictures with few tags, where drawing seldom gives something new."""
+        yield from (template.replace("{}", label) for template in self._templates)
+        yield from (f"{label}, {tag}" for tag in tags)
 
     def _draw(self, rng: np.random.Generator, label: str, tags: list[str]) -> str:
         kind = rng.integers(5)  # two of five a template, two the label with tags, one tags alone
@@ -112,34 +114,30 @@ def _about(subject: Subject) -> tuple[str, list[str]]:
         about = {}
     about = about if isinstance(about, dict) else {}
     label, tags = about.get("label"), about.get("tags")
-    tags = [t for t in tags if isinstance(t, str) and t.strip()] if isinstance(tags, list) else []
-    return label if isinstance(label, str) and label.strip() else subject.real[0], tags
+    tags = [t for t in tags if _is_text(t)] if isinstance(tags, list) else []
+    return label if _is_text(label) else next(c for c in subject.real if c.strip()), tags
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Not empty, and without halves of surrogate pairs, which JSON can hold."""
+    return isinstance(value, str) and bool(value.strip()) and value.encode(errors="replace").decode() == value
 
 
 class CocaCaptioner:
     """Captions by nucleus sampling, cut at the first full stop, as for DataCompDR (MobileCLIP, arXiv 2311.17049, section 4.1)."""
 
-    def __init__(self, config: CocaConfig) -> None:
-        require("open_clip", "open-clip", "the captioner CoCa")
-        import open_clip
-        import torch
+    def __init__(self, config: CocaConfig, device: str = "cpu") -> None:
+        model = open_clip_model("captioner", config.model, config.pretrained)
+        from open_clip.transform import PreprocessCfg, image_transform_v2
 
         from mobileclip.sources import weights_sha256
 
-        if not config.model.startswith(_FOLDER) and config.model not in open_clip.list_models():
-            raise did_you_mean("open_clip model", config.model, [m for m in open_clip.list_models() if m.startswith("coca")])
-        torch.manual_seed(0)
-        try:
-            model, _, self._transform = open_clip.create_model_and_transforms(
-                config.model, pretrained=config.pretrained, load_weights=config.pretrained is not None or config.model.startswith(_FOLDER)
-            )
-        except (RuntimeError, OSError, ImportError, ValueError) as e:
-            raise InputError(f"captioner: open_clip cannot load {config.model}: {str(e).splitlines()[0][:300]}") from None
         if not hasattr(model, "generate"):
             raise InputError(f"captioner: {config.model} writes no captions; choose a model whose name begins with coca")
+        self._transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
         self.identity = weights_sha256(model.state_dict())
-        self._config, self._device = config, "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = model.eval().requires_grad_(False).to(self._device)
+        self._config, self._device = config, device
+        self._model = model.to(device)
 
     def caption(self, subjects: Sequence[Subject], count: int) -> list[list[str]]:
         """See `Captioner`."""
@@ -150,10 +148,12 @@ class CocaCaptioner:
             part = list(subjects[start : start + self._config.batch])
             part += part[-1:] * (self._config.batch - len(part))
             pixels = torch.stack([self._transform(s.image) for s in part]).to(self._device)
-            rngs = [np.random.default_rng([*s.seed, 1]) for s in part]
             with torch.inference_mode():
                 latent, tokens = self._model._encode_image(pixels)
-                rounds = [self._sample(pixels, latent, tokens, rngs) for _ in range(count)]
+                rounds = []
+                for number in range(count):  # how much is drawn depends on the longest caption: each begins anew
+                    rngs = [np.random.default_rng([*s.seed, 1, number]) for s in part]
+                    rounds.append(self._sample(pixels, latent, tokens, rngs))
             found += [list(captions) for captions in zip(*rounds, strict=True)]
         return found[: len(subjects)]
 

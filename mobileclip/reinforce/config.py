@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from mobileclip.configs import Strict, read_config
 from mobileclip.data.augment import Policy
+from mobileclip.errors import InputError
 from mobileclip.reinforce.backbones import ImageName, TextName
 
 Side = Annotated[int, Field(ge=16, le=1024)]
@@ -122,7 +123,10 @@ class EnsembleConfig(Strict):
         names = [t.name for t in self.teachers]
         if len(set(names)) < len(names):
             raise ValueError("teachers: two have the same name")
-        self.augmentation.policy()
+        try:
+            self.augmentation.policy()
+        except InputError as e:
+            raise ValueError(f"augmentation: {e}") from None
         return self
 
 

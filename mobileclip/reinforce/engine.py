@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -9,23 +10,24 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mobileclip import __version__, errors
+from mobileclip.data.embeddings import ABOUT
 from mobileclip.data.samples import Tally
-from mobileclip.data.source import Shard
+from mobileclip.data.source import Shard, is_local
 from mobileclip.errors import InputError, MobileClipError, StorageError
 from mobileclip.files import STAGING_PREFIX, canonical_json, locked, remove_tree, require, write_bytes, writing
 from mobileclip.reinforce.captioners import load_captioner
 from mobileclip.reinforce.config import ConseConfig, EnsembleConfig, LitConfig
 from mobileclip.reinforce.fit import fit
 from mobileclip.reinforce.shard import Done, Job, Plan, Worker, finished
-from mobileclip.reinforce.teachers import fitted_path, read_heads
+from mobileclip.reinforce.teachers import Device, fitted_path, read_heads
 
-MANIFEST, ABOUT, TEACHERS = "manifest.jsonl", "reinforcement.json", "teachers"
+MANIFEST, TEACHERS = "manifest.jsonl", "teachers"
 _RETRIES = 5
 """How often a shard is tried whose worker died."""
 _PATIENCE = {"RAY_health_check_timeout_ms": "60000", "RAY_health_check_failure_threshold": "20"}
@@ -83,7 +85,8 @@ def reinforce(
 ) -> Summary:
     """Make a reinforced data set in Apple's layout.
 
-    Finished shards are not made again, and the bytes do not depend on the engine, the number of workers or what was interrupted.
+    Finished shards are not made again, and on one kind of device the bytes do not depend on the engine, the number of workers or what
+    was interrupted.
 
     Args:
         shards: From `mobileclip.data.source.find_shards`.
@@ -97,7 +100,7 @@ def reinforce(
         images: Also write the pictures and captions, so that no join is needed.
         engine: `local`: in this process. `ray`: Ray Data with `workers` processes.
         workers: Processes, one core each; at most so many on a cluster.
-        gpus: Of each worker, for Ray; open_clip's models then run there.
+        gpus: Of each worker, for Ray; open_clip's models then run there. The local engine takes a GPU where there is one.
         address: Of a Ray cluster; default: one is started on this machine.
         max_bad: Largest share of bad samples.
 
@@ -108,11 +111,16 @@ def reinforce(
     """
     if engine == "ray":
         require("ray", "reinforce", "reinforcing with several workers")
-    with locked(out), writing(out):
+    elif workers > 1 or gpus or address:
+        raise InputError("the local engine is one process here; leave out --workers, --gpus and --address, or use --engine ray")
+    if any(is_local(p) and Path(p).resolve().parent == out.resolve() for shard in shards for p in shard.places):
+        raise InputError(f"{out}: holds shards that are to be read; choose another folder with -o")
+    place: Literal["cpu", "cuda"] = "cuda" if gpus or (engine == "local" and _has_gpu()) else "cpu"
+    with _alone(out, progress), writing(out):
         (out / TEACHERS).mkdir(parents=True, exist_ok=True)
-        for stale in out.glob(f"{STAGING_PREFIX}*"):
-            remove_tree(stale)
-        plan = Plan(_resolved(ensemble), views, captions, dtype, seed, images, (out / TEACHERS).resolve())
+        _remove_stale(out)
+        folder = (out / TEACHERS).resolve()
+        plan = Plan(_resolved(ensemble), views, captions, dtype, seed, images, folder, Device(place, place == "cuda" and dtype == "bf16"))
         deciding = _deciding(plan)
         config = deciding | {"inputs": _inputs_sha256(shards)}
         _check_same(out, config)
@@ -128,25 +136,61 @@ def reinforce(
                 todo.append(job)
             else:
                 models = _add(summary, names, models, done)
+        todo = [replace(job, models=models) for job in todo]
         run = _run_ray(plan, todo, workers, gpus, address) if engine == "ray" and todo else _run_local(plan, todo)
-        for done in run:
-            models = _add(summary, names, models, done)
-            summary.made += 1
-            summary.tally.check(max_bad)
-            progress(f"{len(names):,} of {len(jobs):,} shards, {summary.tally.seen:,} samples")
+        with contextlib.closing(run):  # workers end before the folder is free for others
+            for done in run:
+                models = _add(summary, names, models, done)
+                summary.made += 1
+                summary.tally.check(max_bad)
+                progress(f"{len(names):,} of {len(jobs):,} shards, {summary.tally.seen:,} samples")
+        _remove_stale(out)
         summary.tally.check(max_bad, at_least=1)
         summary.teachers = (models or {}).get("teachers", [])
         _publish(out, config, models or {}, summary.tally, names)
     return summary
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def _alone(out: Path, progress: Callable[[str], None]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out, wait=False))
+        except InputError:
+            progress(f"waiting for another process that works in {out}")
+            stack.enter_context(locked(out))
+        yield
+
+
+def _remove_stale(out: Path) -> None:
+    """What killed workers left half written."""
+    for stale in (*out.glob(f"{STAGING_PREFIX}*"), *(out / TEACHERS).glob(f"{STAGING_PREFIX}*")):
+        remove_tree(stale)
+
+
 def _resolved(ensemble: EnsembleConfig) -> EnsembleConfig:
     """With absolute paths, for workers elsewhere."""
     teachers = [
-        t.model_copy(update={"heads": t.heads.resolve()}) if isinstance(t, LitConfig | ConseConfig) and t.heads else t
+        t.model_copy(update={n: _absolute(v) if isinstance(v, str) else v.resolve() for n in _FILES if (v := getattr(t, n, None))})
         for t in ensemble.teachers
     ]
-    return ensemble.model_copy(update={"teachers": teachers})
+    return ensemble.model_copy(update={"teachers": tuple(teachers)})
+
+
+_FILES = ("heads", "source", "model", "pretrained")
+"""Fields of teachers that may name a file or folder."""
+
+
+def _absolute(place: str) -> str:
+    """With its whole path, if it is a local file or folder; `local-dir:` may stand in front."""
+    before, schema, path = place.rpartition("local-dir:")
+    return f"{before}{schema}{Path(path).resolve()}" if is_local(place) and Path(path).exists() else place
 
 
 def _deciding(plan: Plan) -> dict[str, Any]:
@@ -166,6 +210,7 @@ def _deciding(plan: Plan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "seed": plan.seed,
         "images": plan.images,
+        "device": vars(plan.device),
     }
 
 
@@ -193,7 +238,11 @@ def _check_same(out: Path, config: dict[str, Any]) -> None:
         return
     except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError(f"{path}: is damaged; remove the folder or choose another one with -o") from None
-    if before != config:
+    if before != config and not any(out.glob("*_stats.json")):  # nothing was made yet: a mended config may take the place
+        for fitted in (out / TEACHERS).glob("*.safetensors"):
+            fitted.unlink()
+        write_bytes(path, _json({"schema": 1, "config": config}))
+    elif before != config:
         names = [k for k in config if not isinstance(before, dict) or before.get(k) != config[k]] or ["config"]
         shown = ", ".join(f"{k} {_short(before.get(k))} there, {_short(config[k])} now" for k in names if isinstance(before, dict))
         raise InputError(f"{out}: holds a set that was made in another way ({shown}); choose another folder with -o")
@@ -217,7 +266,7 @@ def _fit_missing(plan: Plan, shards: Sequence[Shard], progress: Callable[[str], 
     missing = [t for t in fitted if not fitted_path(t, plan.folder).exists()]
     if missing:
         paths = [fitted_path(t, plan.folder) for t in missing]
-        captioner, policy = load_captioner(plan.ensemble.captioner), plan.ensemble.augmentation.policy()
+        captioner, policy = load_captioner(plan.ensemble.captioner, plan.device.name), plan.ensemble.augmentation.policy()
         fit(missing, paths, shards, policy, captioner, plan.folder, plan.seed, progress)
 
 
@@ -259,7 +308,7 @@ def _publish(out: Path, config: dict[str, Any], models: dict[str, Any], tally: T
     write_bytes(out / ABOUT, _json({"schema": 1, "config": config, **models, "counts": counts, "versions": versions}))
 
 
-def _run_local(plan: Plan, jobs: Sequence[Job]) -> Iterator[Done]:
+def _run_local(plan: Plan, jobs: Sequence[Job]) -> Generator[Done]:
     worker = Worker(plan) if jobs else None
     for job in jobs:
         assert worker is not None
@@ -279,13 +328,15 @@ class _RayWorker:
         job = json.loads(row["job"])
         try:
             self._worker = self._worker or Worker(Plan.from_json(job["plan"]))
-            done = self._worker.make(Job(Shard(tuple(job["places"])), Path(job["out"]), job["fingerprint"]))
+            done = self._worker.make(Job(Shard(tuple(job["places"])), Path(job["out"]), job["fingerprint"], job["models"]))
         except MobileClipError as e:
             return {"error": type(e).__name__, "value": str(e)}
+        except Exception as e:  # a bug; trying again would not help
+            return {"error": "StorageError", "value": f"{job['places'][0]}: this is a bug: {type(e).__name__}: {_line(e)}"}
         return {"error": "", "value": json.dumps([done.name, done.tally.seen, done.tally.skipped, done.models, done.stages])}
 
 
-def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address: str | None) -> Iterator[Done]:
+def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address: str | None) -> Generator[Done]:
     """Ray Data over one row for each shard; it starts, grows and replaces the workers."""
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -298,7 +349,15 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
         raise StorageError(f"Ray cannot {'be reached' if address else 'start'} ({_line(e)}); run again, or with --engine local") from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        todo = [{"places": j.shard.places, "out": str(j.out.resolve()), "fingerprint": j.fingerprint} for j in jobs]
+        todo = [
+            {
+                "places": [_absolute(p) for p in j.shard.places],
+                "out": str(j.out.resolve()),
+                "fingerprint": j.fingerprint,
+                "models": j.models,
+            }
+            for j in jobs
+        ]
         rows = [{"job": json.dumps(job | {"plan": plan.to_json()})} for job in todo]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _RayWorker,
@@ -309,7 +368,7 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
         )
         for row in made.iter_rows():
             if row["error"]:
-                raise getattr(errors, row["error"])(row["value"])
+                raise getattr(errors, row["error"], StorageError)(row["value"])
             name, seen, skipped, models, stages = json.loads(row["value"])
             yield Done(name, Tally(seen, Counter(skipped)), models, stages)
     except ray.exceptions.RayError as e:

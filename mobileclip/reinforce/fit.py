@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from mobileclip.data.augment import Policy, draw
 from mobileclip.data.samples import BadSample
-from mobileclip.data.shards import read_entry
+from mobileclip.data.shards import DamagedShard, read_entry
 from mobileclip.data.source import Shard, opened
 from mobileclip.errors import InputError
 from mobileclip.files import write_bytes
@@ -72,11 +74,11 @@ def fit(
     known: dict[tuple[str, int, str], Pairs] = {}
     for config, path in zip(configs, paths, strict=True):
         key = (config.image, config.side, config.text)
-        if key not in known:
-            known[key] = _pairs(config, shards, policy, captioner, folder, seed, progress)
-        pairs = known[key]
-        progress(f"fitting {config.name}")
         with one_thread():
+            if key not in known:
+                known[key] = _pairs(config, shards, policy, captioner, folder, seed, progress)
+            pairs = known[key]
+            progress(f"fitting {config.name}")
             tensors = fit_lit(pairs, seed) if isinstance(config, LitConfig) else fit_conse(pairs, class_embeddings(config))
         from safetensors.numpy import save
 
@@ -100,13 +102,15 @@ def _pairs(
         logits.append(p.astype(np.float16))
         views.clear()
 
-    for subject in usable(shards, seed):
-        rng = np.random.default_rng(subject.seed)
-        width, height = subject.image.size
-        params = [[[0, 0, height, width]], *(draw(width, height, rng, policy) for _ in range(VIEWS - 1))]
-        views += [render(subject.image, p, policy, config.side, "bicubic") for p in params]
-        texts = [subject.real[0], *captioner.caption([subject], CAPTIONS - 1)[0]]
-        captions.append([numbers.setdefault(t, len(numbers)) for t in texts])
+    subjects = usable(shards, seed)
+    while part := list(itertools.islice(subjects, IMAGE_BATCH)):
+        for subject, synthetic in zip(part, captioner.caption(part, CAPTIONS - 1), strict=True):
+            rng = np.random.default_rng(subject.seed)
+            width, height = subject.image.size
+            params = [[[0, 0, height, width]], *(draw(width, height, rng, policy) for _ in range(VIEWS - 1))]
+            views += [render(subject.image, p, policy, config.side, "bicubic") for p in params]
+            own = next(c for c in subject.real if c.strip())
+            captions.append([numbers.setdefault(t, len(numbers)) for t in (own, *synthetic)])
         if len(views) >= 64 * IMAGE_BATCH:
             flush()
             progress(f"{config.name}: {len(captions):,} pictures to fit on")
@@ -123,15 +127,15 @@ def usable(shards: Sequence[Shard], seed: int) -> Iterator[Subject]:
     """The good samples of the shards, at most `MAX_SAMPLES`; bad ones are counted when the data set is made."""
     count = 0
     for shard in shards:
-        with opened(shard) as entries:
+        with contextlib.suppress(DamagedShard), opened(shard) as entries:
             for entry in entries:
                 try:
                     sample = read_entry(entry)
-                    real, image = sample.captions(), open_image(sample.image())
+                    real, image = sample.captions(), open_image(sample.image(), upright=False)
                 except (BadSample, InputError):
                     continue
                 count += 1
-                key = hashlib.sha256(sample.key.encode()).digest()
+                key = hashlib.sha256(sample.key.encode(errors="replace")).digest()
                 yield Subject(sample, image, real, (seed, int.from_bytes(key[:8], "little")))
                 if count == MAX_SAMPLES:
                     return

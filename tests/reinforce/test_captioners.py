@@ -39,7 +39,9 @@ def test_templates_without_label_take_the_caption():
     assert all("a caption" in c for c in captions)
 
 
-@pytest.mark.parametrize("about", [b"[1]", b"{", b'{"label": 3, "tags": "red"}', b"[" * 10_000])
+@pytest.mark.parametrize(
+    "about", [b"[1]", b"{", b'{"label": 3, "tags": "red"}', b"[" * 10_000, b'{"label": "\\ud800", "tags": ["\\udfff"]}']
+)
 def test_strange_json_is_no_label(about):
     s = Subject(Sample("0", {"json": about}), Image.new("RGB", (9, 9)), ["a caption"], (0,))
     assert all("a caption" in c for c in TemplateCaptioner(TemplatesConfig()).caption([s], 5)[0])
@@ -58,6 +60,27 @@ def test_coca_writes_captions(tiny_open_clip):
     assert all(c == cut(c) and "<" not in c for some in captions for c in some)
     assert len({c for some in captions for c in some}) > 1
     assert CocaCaptioner(config).caption(subjects, 2) == captions
+
+
+def test_coca_says_the_same_whatever_stands_beside_a_picture(tiny_open_clip):
+    config = CocaConfig(kind="coca", model=tiny_open_clip("coca"), pretrained=None, tokens=8, batch=2)
+    captioner = CocaCaptioner(config)
+    together = captioner.caption([subject(0), subject(1)], 4)
+    assert captioner.caption([subject(1), subject(2)], 4)[0] == together[1]
+
+
+@pytest.mark.parametrize(("tags", "count"), [([], 7), (["red"], 8), (TAGS, 9)])
+def test_captions_are_distinct_as_far_as_there_are_so_many(tags, count):
+    captioner = TemplateCaptioner(TemplatesConfig())
+    for captions in captioner.caption([subject(n, label="apple", tags=tags) for n in range(200)], count):
+        assert len(set(captions)) == count
+    (more,) = captioner.caption([subject(0, label="apple", tags=tags)], 50)
+    assert len(more) == 50
+
+
+def test_an_empty_caption_is_no_label():
+    s = Subject(Sample("0", {}), Image.new("RGB", (9, 9)), ["", "a cat"], (0,))
+    assert all("a cat" in c for c in TemplateCaptioner(TemplatesConfig()).caption([s], 5)[0])
 
 
 def test_other_models_write_no_captions(tiny_open_clip):

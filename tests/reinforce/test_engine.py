@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import safetensors.torch
 from PIL import Image
 from small_sets import NANO, ensemble, sample
 
@@ -136,6 +139,90 @@ def test_bad_samples_are_counted_by_reason(make, tmp_path):
         make(shards=folder, out=tmp_path / "strict")
 
 
+def test_shards_are_never_written_over(make, data, tmp_path):
+    before = shards_in(data)
+    with pytest.raises(InputError, match="holds shards that are to be read"):
+        make(out=data)
+    assert shards_in(data) == before
+    assert not (data / "reinforcement.json").exists()
+
+
+def test_hostile_samples_are_skipped_and_counted(make, tmp_path):
+    """Each would have ended the run, in the same place each time."""
+    folder = tmp_path / "hostile"
+    picture = sample(0)[1]["png"]
+    many = json.dumps([f"caption {n}" for n in range(1001)]).encode()
+    folder.mkdir()
+    with tarfile.open(folder / "00000.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, text in (("good", b"x"), ("many", many), ("long", b"x" * (1 << 17)), ("k" * 90, b"x"), ("", b"x"), ("line\nbreak", b"x")):
+            for extension, content in (("png", picture), ("txt", text)):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    summary = make(shards=folder, max_bad=1.0)
+    assert dict(summary.tally.skipped) == {"too_large": 2, "bad_key": 3}
+    assert (summary.tally.seen, summary.tally.present) == (1, 6)
+
+
+def test_keys_that_differ_in_their_folder_stay_apart(make, tmp_path):
+    folder = tmp_path / "folders"
+    folder.mkdir()
+    with tarfile.open(folder / "00000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for n in (1, 2):
+            for extension, content in sample(n)[1].items():
+                info = tarfile.TarInfo(f"class{n}/1.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert make(shards=folder).tally.seen == 2
+    keys = [s.key for s in read_shard(tmp_path / "out/00000.tar")]
+    assert keys[0] == "1"
+    assert re.fullmatch("1-[0-9a-f]{8}", keys[1])
+
+
+def test_a_mistake_in_a_table_stops_with_its_line(make, tmp_path):
+    (tmp_path / "a.png").write_bytes(sample(0)[1]["png"])
+    table = tmp_path / "t.jsonl"
+    table.write_text('{"image": "a.png", "caption": "x"}\nno json\n')
+    with pytest.raises(InputError, match=r"t\.jsonl:2"):
+        make(shards=table, max_bad=1.0)
+    assert not list((tmp_path / "out").glob("*_stats.json"))
+
+
+def test_a_mended_config_may_take_the_folder_of_one_that_made_nothing(make, tmp_path, tiny):
+    with pytest.raises(InputError, match="did you mean"):
+        make(tiny | {"model": "ViT-L-41"})
+    assert make().made == 3
+
+
+def test_teachers_with_other_weights_leave_finished_shards_alone(make, tmp_path, tiny_open_clip):
+    model = tiny_open_clip()
+    teacher = {"kind": "open_clip", "name": "t", "model": model}
+    make(teacher)
+    out = tmp_path / "out"
+    (out / "00001_stats.json").unlink()
+    before = shards_in(out)
+    path = Path(model.removeprefix("local-dir:")) / "open_clip_model.safetensors"
+    weights = path.read_bytes()
+    state = safetensors.torch.load(weights)
+    safetensors.torch.save_file({name: t * 2 if t.ndim > 1 else t for name, t in state.items()}, path)
+    with pytest.raises(InputError, match="teachers with other weights"):
+        make(teacher)
+    assert shards_in(out) == before
+    path.write_bytes(weights)
+    assert make(teacher).made == 1
+    assert shards_in(out) == before
+
+
+def test_two_at_once_in_one_folder(make, data, tiny, tmp_path):
+    """The second waits, and finds everything made."""
+    processes = [start(data, tiny, tmp_path) for _ in range(2)]
+    for process in processes:
+        error = process.communicate()[1]
+        assert process.returncode == 0, error
+    make(out=tmp_path / "whole")
+    assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
+
+
 def test_nan_teacher_stops_the_run(make, tmp_path, monkeypatch):
     import torch
 
@@ -143,8 +230,8 @@ def test_nan_teacher_stops_the_run(make, tmp_path, monkeypatch):
 
     build = OpenClipTeacher.__init__
 
-    def broken(self, config):
-        build(self, config)
+    def broken(self, *arguments):
+        build(self, *arguments)
         with torch.no_grad():
             self._model.visual.proj.fill_(float("nan"))
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,13 @@ def test_damaged_heads_are_refused(tmp_path, content):
     lit = {"kind": "lit", "name": "a", "image": "efficientnet-lite0", "text": "all-minilm-l6", "heads": str(path)}
     with pytest.raises(InputError, match=r"heads\.safetensors"):
         load_teacher(ensemble(lit).teachers[0], tmp_path)
+
+
+def test_a_folder_without_weights_is_no_teacher(tiny_open_clip):
+    model = tiny_open_clip()
+    (Path(model.removeprefix("local-dir:")) / "open_clip_model.safetensors").unlink()
+    with pytest.raises(InputError, match="teacher tiny: open_clip cannot load"):
+        open_clip_teacher(model)
 
 
 def test_unknown_open_clip_model_is_named(tiny_open_clip):
