@@ -25,6 +25,8 @@ class Position(NamedTuple):
 
 
 START = Position()
+_FETCHES = 4
+"""At the same time."""
 _EMPTY_EPOCHS = 10
 """In a row, for one process: then there is nothing. With few shards a process may meet only a damaged one now and then."""
 
@@ -123,19 +125,26 @@ class Stream:
 
     def _opened(self, shards: list[Shard]) -> tuple[contextlib.ExitStack, list[Entry]]:
         with contextlib.ExitStack() as stack:
-            entries = [entry for shard in shards for entry in _entries(stack, shard)]
+            with ThreadPoolExecutor(_FETCHES) as pool:
+                parts = [pool.submit(_entries, shard) for shard in shards]
+            for part in parts:
+                if not part.exception():
+                    stack.enter_context(part.result()[0])
+            entries = [entry for part in parts for entry in part.result()[1]]
             if len(self._shards) < self._world:
                 entries = entries[self._rank :: self._world]
             return stack.pop_all(), entries
 
 
-def _entries(stack: contextlib.ExitStack, shard: Shard) -> list[Entry]:
+def _entries(shard: Shard) -> tuple[contextlib.ExitStack, list[Entry]]:
     """A shard that cannot be read is one bad sample: a long run goes on, and counts it."""
-    try:
-        return stack.enter_context(opened(shard))
-    except DamagedShard:
-        return [Entry(shard.name, (), "damaged_shard")]
-    except (InputError, StorageError) as e:
-        if isinstance(e, InputError) and all(Path(place).exists() for place in shard.places if is_local(place)):
-            raise  # a mistake in a table
-        return [Entry(shard.name, (), "unreadable")]
+    with contextlib.ExitStack() as stack:
+        try:
+            entries = stack.enter_context(opened(shard))
+        except DamagedShard:
+            entries = [Entry(shard.name, (), "damaged_shard")]
+        except (InputError, StorageError) as e:
+            if isinstance(e, InputError) and all(Path(place).exists() for place in shard.places if is_local(place)):
+                raise  # a mistake in a table
+            entries = [Entry(shard.name, (), "unreadable")]
+        return stack.pop_all(), entries

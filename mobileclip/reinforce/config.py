@@ -42,30 +42,29 @@ class CheckpointConfig(Strict):
     scale: Scale | None = None
 
 
-class LitConfig(Strict):
+class BackboneConfig(Strict):
+    """What teachers on frozen networks from packages have in common."""
+
+    kind: Literal["lit", "conse"]
+    name: Name
+    image: ImageName
+    side: Side = 128
+    text: TextName
+    heads: Path | None = None
+    """safetensors file that `mobileclip.reinforce.fit` has written; default: fitted on the shards that are reinforced."""
+    scale: Scale | None = None
+
+
+class LitConfig(BackboneConfig):
     """Frozen image network and sentence encoder with two linear heads (locked-image tuning, Zhai et al. 2022, arXiv 2111.07991)."""
 
     kind: Literal["lit"]
-    name: Name
-    image: ImageName
-    side: Side = 128
-    text: TextName
-    heads: Path | None = None
-    """safetensors file of `fit_lit`; default: fitted on the shards that are reinforced."""
-    scale: Scale | None = None
 
 
-class ConseConfig(Strict):
+class ConseConfig(BackboneConfig):
     """Convex combination of the embeddings of an ImageNet classifier's ten likeliest classes (Norouzi et al. 2014, arXiv 1312.5650)."""
 
     kind: Literal["conse"]
-    name: Name
-    image: ImageName
-    side: Side = 128
-    text: TextName
-    heads: Path | None = None
-    """safetensors file of `fit_conse`; default: fitted on the shards that are reinforced."""
-    scale: Scale | None = None
 
 
 TeacherConfig = Annotated[OpenClipConfig | CheckpointConfig | LitConfig | ConseConfig, Field(discriminator="kind")]

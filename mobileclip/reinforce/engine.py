@@ -22,7 +22,7 @@ from mobileclip.data.source import Shard, is_local
 from mobileclip.errors import InputError, MobileClipError, StorageError
 from mobileclip.files import STAGING_PREFIX, canonical_json, locked, remove_tree, require, write_bytes, writing
 from mobileclip.reinforce.captioners import load_captioner
-from mobileclip.reinforce.config import ConseConfig, EnsembleConfig, LitConfig
+from mobileclip.reinforce.config import BackboneConfig, EnsembleConfig
 from mobileclip.reinforce.fit import fit
 from mobileclip.reinforce.shard import Done, Job, Plan, Worker, finished
 from mobileclip.reinforce.teachers import Device, fitted_path, read_heads
@@ -198,7 +198,7 @@ def _deciding(plan: Plan) -> dict[str, Any]:
     teachers = []
     for t in plan.ensemble.teachers:
         about = t.model_dump(mode="json")
-        if isinstance(t, LitConfig | ConseConfig):
+        if isinstance(t, BackboneConfig):
             about["heads"] = read_heads(t, t.heads).sha256 if t.heads else "fitted"
         teachers.append(about)
     return {
@@ -262,7 +262,7 @@ def _json(value: object) -> bytes:
 
 
 def _fit_missing(plan: Plan, shards: Sequence[Shard], progress: Callable[[str], None]) -> None:
-    fitted = [t for t in plan.ensemble.teachers if isinstance(t, LitConfig | ConseConfig) and t.heads is None]
+    fitted = [t for t in plan.ensemble.teachers if isinstance(t, BackboneConfig) and t.heads is None]
     missing = [t for t in fitted if not fitted_path(t, plan.folder).exists()]
     if missing:
         paths = [fitted_path(t, plan.folder) for t in missing]
@@ -275,7 +275,7 @@ def _jobs(plan: Plan, deciding: dict[str, Any], shards: Sequence[Shard], out: Pa
     names = [re.sub(r"\.tar$", "", _name(shard.places[0])) for shard in shards]
     if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]{1,100}", name) for name in names):
         names = [f"{i:08d}" for i in range(len(shards))]
-    on_backbones = [t for t in plan.ensemble.teachers if isinstance(t, LitConfig | ConseConfig)]
+    on_backbones = [t for t in plan.ensemble.teachers if isinstance(t, BackboneConfig)]
     heads = [read_heads(t, t.heads or fitted_path(t, plan.folder)).sha256 for t in on_backbones]
     jobs = []
     for name, shard in zip(names, shards, strict=True):

@@ -21,7 +21,7 @@ from mobileclip.files import write_bytes
 from mobileclip.preprocess import open_image
 from mobileclip.reinforce.backbones import IMAGE_BATCH, Floats, image_backbone, one_thread, text_backbone, unit
 from mobileclip.reinforce.captioners import Captioner, Subject
-from mobileclip.reinforce.config import ConseConfig, LitConfig
+from mobileclip.reinforce.config import BackboneConfig, LitConfig
 from mobileclip.reinforce.teachers import HEAD_WIDTH, class_embeddings, combined
 from mobileclip.reinforce.views import render
 
@@ -53,7 +53,7 @@ class Pairs:
 
 
 def fit(
-    configs: Sequence[LitConfig | ConseConfig], paths: Sequence[Path], shards: Sequence[Shard], policy: Policy, captioner: Captioner,
+    configs: Sequence[BackboneConfig], paths: Sequence[Path], shards: Sequence[Shard], policy: Policy, captioner: Captioner,
     folder: Path, seed: int, progress: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Fit teachers and write each one's heads as safetensors; the same arguments give the same bytes.
@@ -86,7 +86,7 @@ def fit(
 
 
 def _pairs(
-    config: LitConfig | ConseConfig, shards: Sequence[Shard], policy: Policy, captioner: Captioner, folder: Path, seed: int,
+    config: BackboneConfig, shards: Sequence[Shard], policy: Policy, captioner: Captioner, folder: Path, seed: int,
     progress: Callable[[str], None],
 ) -> Pairs:  # fmt: skip
     backbone, encode = image_backbone(config.image, config.side, folder), text_backbone(config.text)

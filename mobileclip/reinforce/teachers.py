@@ -15,7 +15,7 @@ from mobileclip.errors import InputError
 from mobileclip.files import reading, require, sha256_file
 from mobileclip.reinforce.backbones import FEATURES, SENTENCE, WEIGHTS, Floats, filled, image_backbone, text_backbone, unit
 from mobileclip.reinforce.clips import open_clip_model
-from mobileclip.reinforce.config import CheckpointConfig, ConseConfig, LitConfig, OpenClipConfig, TeacherConfig
+from mobileclip.reinforce.config import BackboneConfig, CheckpointConfig, LitConfig, OpenClipConfig, TeacherConfig
 from mobileclip.specs import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def load_teacher(config: TeacherConfig, folder: Path, device: Device = CPU) -> T
     return LitTeacher(config, heads, folder) if isinstance(config, LitConfig) else ConseTeacher(config, heads, folder)
 
 
-def fitted_path(config: LitConfig | ConseConfig, folder: Path) -> Path:
+def fitted_path(config: BackboneConfig, folder: Path) -> Path:
     """Where heads are kept that were fitted on the data itself."""
     return folder / f"{config.name}.safetensors"
 
@@ -176,7 +176,7 @@ _SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-def read_heads(config: LitConfig | ConseConfig, path: Path) -> Heads:
+def read_heads(config: BackboneConfig, path: Path) -> Heads:
     """Read and check fitted heads.
 
     Raises:
@@ -198,7 +198,7 @@ def read_heads(config: LitConfig | ConseConfig, path: Path) -> Heads:
 
 
 class _OnBackbones:
-    def __init__(self, config: LitConfig | ConseConfig, heads: Heads, folder: Path) -> None:
+    def __init__(self, config: BackboneConfig, heads: Heads, folder: Path) -> None:
         self.name, self.side, self.scale = config.name, config.side, heads.scale
         self.interpolation: Literal["bilinear", "bicubic"] = "bicubic"
         self.weights = "-".join((WEIGHTS[config.image].sha256, WEIGHTS[config.text].sha256, heads.sha256))
@@ -228,7 +228,7 @@ class ConseTeacher(_OnBackbones):
 
     width = SENTENCE
 
-    def __init__(self, config: ConseConfig, heads: Heads, folder: Path) -> None:
+    def __init__(self, config: BackboneConfig, heads: Heads, folder: Path) -> None:
         super().__init__(config, heads, folder)
         self._classes = class_embeddings(config)
 
@@ -246,7 +246,7 @@ def projected(rows: Floats, weight: Floats, bias: Floats) -> Floats:
     return np.stack([weight @ row for row in rows]) + bias
 
 
-def class_embeddings(config: ConseConfig) -> Floats:
+def class_embeddings(config: BackboneConfig) -> Floats:
     """(1000, 384), of `a photo of a <class>.` for the ImageNet classes."""
     require("open_clip", "open-clip", "the names of the ImageNet classes")
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobileclip.data.batch import Batch
-from mobileclip.data.source import Shard, find_shards, opened
+from mobileclip.data.shards import DamagedShard
+from mobileclip.data.source import Shard, find_shards, is_local, opened
 from mobileclip.errors import InputError
 from mobileclip.models.clip import CLIP, parameter_counts
 from mobileclip.specs import get_spec
-from mobileclip.training import distributed
 from mobileclip.training.accumulation import accumulated_step
 from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
 from mobileclip.training.losses import ClipLoss
 from mobileclip.training.student import Student, freeze
-from mobileclip.training.trainer import DTYPES, make_loss
+from mobileclip.training.trainer import DTYPES, make_loss, micro_batch
 
 _PROBE = 8
 """Samples of the trial step."""
@@ -46,7 +46,9 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
         checkpoint_blocks(clip)
     student = Student(clip, dtype=DTYPES[config.precision])
     samples, per_step = config.steps * config.batch_size, config.batch_size
-    micro_batch = config.batch_size // distributed.world_size() // config.accumulation
+    size = micro_batch(config)
+    pairs = 2 * (2 if config.data.captions == "both" else 1)  # of rows and columns: logits, their gradient and, with teachers, a target
+    matrices = pairs * (3 if config.loss.distillation else 2)
     activations, flops, seconds = _try(student, config, place)
     weights = 4 * (image + text)
     data = _data(config)
@@ -67,8 +69,9 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
             "weights_bytes": weights,
             "gradients_and_optimizer_bytes": 12 * trained,
             "average_bytes": weights if config.ema is not None else 0,
-            "activations_bytes": round(activations / _PROBE * micro_batch),
-            "micro_batch": micro_batch,
+            "activations_bytes": round(activations / _PROBE * size),
+            "logits_bytes": 4 * matrices * size * config.accumulation * config.batch_size,
+            "micro_batch": size,
         },
         "cost": {
             "flops_per_sample": flops / _PROBE,
@@ -125,7 +128,7 @@ def _data(config: TrainConfig) -> dict[str, Any]:
         shards = find_shards(config.data.shards, *config.data.join)
     except InputError as e:
         return {"shards": 0, "samples": None, "bad": None, "note": str(e)}
-    local = [s for s in shards if not any("://" in p or p.startswith("pipe:") for p in s.places)]
+    local = [s for s in shards if all(is_local(p) for p in s.places)]
     if len(local) < len(shards):
         return {"shards": len(shards), "samples": None, "bad": None, "note": "remote: not counted"}
     counted = local[:_COUNTED_SHARDS]
@@ -136,5 +139,8 @@ def _data(config: TrainConfig) -> dict[str, Any]:
 
 
 def _count(shard: Shard) -> tuple[int, int]:
-    with opened(shard) as entries:
-        return len(entries), sum(bool(e.bad) for e in entries)
+    try:
+        with opened(shard) as entries:
+            return len(entries), sum(bool(e.bad) for e in entries)
+    except DamagedShard:
+        return 1, 1

@@ -128,6 +128,18 @@ def start_model(config: TrainConfig) -> CLIP:
     return checkpoint.model()
 
 
+def micro_batch(config: TrainConfig) -> int:
+    """Samples that a process computes at a time.
+
+    Raises:
+        InputError: The batch does not divide by processes and micro-batches.
+    """
+    world = distributed.world_size()
+    if config.batch_size % (world * config.accumulation):
+        raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
+    return config.batch_size // world // config.accumulation
+
+
 def make_loss(config: TrainConfig) -> Loss:
     """The loss that the config describes."""
     members = config.loss.teachers
@@ -173,8 +185,7 @@ class _Run:
     def __init__(self, config: TrainConfig, folder: Path, device: torch.device, progress: Progress, evaluate: Evaluate | None) -> None:
         self.config, self.folder, self.device, self.progress, self.evaluate = config, folder, device, progress, evaluate
         world = distributed.world_size()
-        if config.batch_size % (world * config.accumulation):
-            raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
+        micro_batch(config)
         check_teachers(config)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

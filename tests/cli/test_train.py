@@ -1,0 +1,47 @@
+"""`mobileclip train`: from a config to weights, and what it says on the way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mobileclip import checkpoints
+from mobileclip.data.shards import write_shard
+from tests.training.conftest import picture, settings
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_shard(folder / "0.tar", [(f"{i:032x}", {"png": picture(i), "txt": f"part {i}".encode()}) for i in range(8)])
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps(settings(folder, schedule={"samples": 8, "warmup_steps": 1}).model_dump(mode="json")))
+    return path
+
+
+def test_trains_and_goes_on(run, config, tmp_path):
+    first = run("train", config, "-o", tmp_path / "run")
+    assert first.code == 0, first.err
+    assert "done: step 2; weights in" in first.text
+    assert "samples/s, waiting for data" in first.err
+    assert checkpoints.load(tmp_path / "run/model.safetensors").trained
+    again = run("train", config, "-o", tmp_path / "run", "--json")
+    assert (again.code, again.json["step"]) == (0, 2)
+    other = run("train", config, "-o", tmp_path / "run", "--set", "seed=1")
+    assert other.code == 2
+    assert "another config (seed: 0 before, 1 now)" in other.error
+
+
+def test_dry_run(run, config):
+    told = run("train", config, "--dry-run", "--json").json
+    assert set(told) == {"model", "data", "schedule", "memory", "cost"}
+    text = run("train", config, "--dry-run").text
+    assert "weights bytes" in text
+    assert "samples per s here" in text
+
+
+def test_errors_name_the_field(run, config, tmp_path):
+    assert "--set: optimizer.ir: Extra inputs" in run("train", config, "--set", "optimizer.ir=1").error
+    missing = run("train", tmp_path / "none.yaml")
+    assert (missing.code, "no such file" in missing.error) == (2, True)
