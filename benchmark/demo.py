@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from mobileclip.benchmark import bench, report
 from mobileclip.benchmark.protocol import BenchResult
 from mobileclip.benchmark.report import Prediction
 from mobileclip.export.bundle import PRECISIONS, Bundle, Options, default_name
 from mobileclip.export.encoder import from_bundle
 from mobileclip.export.export import export_bundle
-from mobileclip.export.verify.dataset import photograph
+from mobileclip.export.verify.dataset import photograph, photograph_names
 from mobileclip.sources import load_model
 from mobileclip.specs import REGISTRY
 from mobileclip.zeroshot import class_embeddings, predict, read_labels, read_templates
 
-PHOTOGRAPH = "cat"
-TOP = 5
+PICTURE, QUERY = "cat", "a cup of coffee on a table"
+TOP, THUMBNAIL = 5, 192
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Demo:
 
 
 def run(source: str, out: Path, progress: Callable[[str], None]) -> Demo:
-    """Export a model in both precisions to every target, verify, time, classify a photograph, and write the report.
+    """Export a model in both precisions to every target, verify, time, classify a picture, search, and write the report.
 
     Args:
         source: A checkpoint file, or a variant; one without published weights gets a checkpoint of untrained ones, written in the
@@ -52,7 +55,7 @@ def run(source: str, out: Path, progress: Callable[[str], None]) -> Demo:
     measured = bench.bench([b.path for b in bundles], progress=progress)
     results = out / "results"
     bench.save(measured, results)
-    prediction = classify_photograph(bundles[0])
+    prediction = try_out(bundles[0])
     page = out / "report.html"
     report.write([*(b.path for b in bundles), results], page, prediction)
     return Demo(bundles, list(measured.results), tuple(measured.skipped), prediction, page)
@@ -71,14 +74,32 @@ def _checkpoint(source: str, out: Path, progress: Callable[[str], None]) -> str:
     return str(path)
 
 
-def classify_photograph(bundle: Bundle) -> Prediction:
-    """Zero-shot classification of a photograph that ships with the toolkit, by the bundle's ONNX artifacts."""
+def try_out(bundle: Bundle) -> Prediction:
+    """Zero-shot classification of a photograph that ships with the toolkit, and a search for one, by the bundle's ONNX artifacts."""
     labels = read_labels(file=Path(str(files("mobileclip.assets") / "labels.txt")))
+    names = photograph_names()
+    images = [photograph(name) for name in names]
     encoder = from_bundle(bundle, "onnx")
-    image = photograph(PHOTOGRAPH)
-    classes = class_embeddings(encoder, labels, read_templates("none"))
-    ranked = predict(encoder.encode_images([image])[0], classes, labels, encoder.logit_scale, TOP)
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    trained = bundle.manifest.model.trained
-    return Prediction(png.getvalue(), f"photograph “{PHOTOGRAPH}”", [(p.label, p.probability) for p in ranked], trained, encoder.engine)
+    embedded = encoder.encode_images(images)
+    chosen = names.index(PICTURE)
+    ranked = predict(embedded[chosen], class_embeddings(encoder, labels, read_templates("none")), labels, encoder.logit_scale, TOP)
+    cosines = embedded @ encoder.encode_texts([QUERY])[0]
+    best = np.argsort(-cosines, kind="stable")[:TOP]
+    return Prediction(
+        image=_png(images[chosen]),
+        caption=f"photograph “{PICTURE}”",
+        rows=[(p.label, p.probability) for p in ranked],
+        labels=len(labels),
+        query=QUERY,
+        found=[(_png(images[i], THUMBNAIL), names[i], float(cosines[i])) for i in best],
+        pictures=len(images),
+        trained=bundle.manifest.model.trained,
+        engine=encoder.engine,
+    )
+
+
+def _png(image: Image.Image, side: int = 640) -> bytes:
+    file, small = io.BytesIO(), image.copy()
+    small.thumbnail((side, side))
+    small.save(file, "PNG")
+    return file.getvalue()

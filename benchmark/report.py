@@ -30,13 +30,19 @@ PUBLISHED_ON = "iPhone 12 Pro Max"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A classified picture to show."""
+    """A classified picture and a search to show. Pictures are PNG or JPEG files."""
 
-    image_png: bytes
-    """PNG or JPEG file."""
+    image: bytes
     caption: str
     rows: list[tuple[str, float]]
-    """Labels with their probabilities, best first."""
+    """The likeliest labels with their probabilities, best first."""
+    labels: int
+    """How many the probabilities are over."""
+    query: str
+    found: list[tuple[bytes, str, float]]
+    """Pictures, their names and cosines to the query, best first."""
+    pictures: int
+    """How many were searched."""
     trained: bool
     engine: str
 
@@ -176,14 +182,13 @@ def _published_plot() -> Markup:
 def _prediction(prediction: Prediction | None) -> dict[str, Any] | None:
     if prediction is None:
         return None
-    kind = "jpeg" if prediction.image_png.startswith(b"\xff\xd8") else "png"
-    return {
-        "source": f"data:image/{kind};base64,{base64.b64encode(prediction.image_png).decode()}",
-        "caption": prediction.caption,
-        "rows": prediction.rows,
-        "trained": prediction.trained,
-        "engine": prediction.engine,
-    }
+    found = [(_source(image), name, cosine) for image, name, cosine in prediction.found]
+    return vars(prediction) | {"source": _source(prediction.image), "found": found}
+
+
+def _source(image: bytes) -> str:
+    kind = "jpeg" if image.startswith(b"\xff\xd8") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def _environments(results: Sequence[BenchResult]) -> list[dict[str, Any]]:

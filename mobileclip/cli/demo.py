@@ -28,6 +28,9 @@ def demo(
     output.print_table("host, 1 thread", COLUMNS, benchmark.table(result.results))
     trained = "" if result.prediction.trained else " (untrained weights: predictions mean nothing)"
     output.print_table(f"{result.prediction.caption}{trained}", ("label", "probability"), result.prediction.rows)
+    output.print_table(
+        f"search: {result.prediction.query}{trained}", ("picture", "cosine"), [(name, c) for _, name, c in result.prediction.found]
+    )
     for line in result.skipped:
         output.print_line(line)
     output.print_line(f"report: {result.report}")

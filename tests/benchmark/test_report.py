@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -58,11 +59,19 @@ def picture() -> bytes:
     return data.getvalue()
 
 
+def prediction() -> report.Prediction:
+    return report.Prediction(
+        image=picture(), caption="cat.webp", rows=[("a cat", 0.75), ("a dog", 0.25)], labels=1914, query="a cup",
+        found=[(picture(), "coffee", 0.3)], pictures=65, trained=False, engine="onnxruntime 1",
+    )  # fmt: skip
+
+
 def test_page_holds_everything_and_loads_nothing(tiny_bundle: Path, run: BenchRun) -> None:
-    prediction = report.Prediction(picture(), "cat.webp", [("a cat", 0.75), ("a dog", 0.25)], False, "onnxruntime 1")
-    html = report.render([Bundle.open(tiny_bundle)], run.results, prediction)
+    html = report.render([Bundle.open(tiny_bundle)], run.results, prediction())
     page = Page(html)
-    assert [link[:22] for link in page.links] == ["data:image/png;base64,"]
+    assert [link[:22] for link in page.links] == ["data:image/png;base64,"] * 2
+    assert "softmax over 1,914 labels" in html
+    assert "The best of 65 pictures" in html
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"@import|url\(", html)
     for r in run.results:
@@ -72,7 +81,7 @@ def test_page_holds_everything_and_loads_nothing(tiny_bundle: Path, run: BenchRu
         assert wanted in page.text
     published = [name for name, spec in REGISTRY.items() if spec.published]
     assert all(name in page.text for name in published)
-    assert page.text.count("Untrained weights") == 2
+    assert page.text.count("Untrained weights") == 3
 
 
 def test_trained_models_have_no_banner(tiny_bundle: Path, run: BenchRun) -> None:
@@ -91,7 +100,11 @@ def test_all_text_is_escaped(run: BenchRun) -> None:
             "measured": first.measured.model_copy(update={"model": evil}),
         }
     )
-    html = report.render([], [result, result], report.Prediction(picture(), evil, [(evil, 1.0)], True, evil))
+    html = report.render(
+        [],
+        [result, result],
+        replace(prediction(), caption=evil, rows=[(evil, 1.0)], query=evil, found=[(picture(), evil, 0.5)], engine=evil),
+    )
     assert "<script" not in html
     Page(html)
 
