@@ -30,6 +30,7 @@ def test_both_towers_go_wholly_to_the_delegate_and_pass(bundle):
         assert parity.engine.startswith("ML program interpreter")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["fp32"], indirect=True)
 def test_lowering_twice_gives_the_same_bytes(bundle, tmp_path):
     """Identifiers are drawn at random and the date changes; neither may reach the artifact."""
