@@ -37,3 +37,8 @@ class StorageError(MobileClipError):
     """Reading or writing failed: disk full, read-only, interrupted download."""
 
     exit_code = 5
+
+
+def one_line(error: Exception) -> str:
+    """What another library's error says, in at most 200 characters of one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

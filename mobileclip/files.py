@@ -190,6 +190,13 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(fd)
 
 
+def remove_stale(*folders: Path) -> None:
+    """Remove what killed processes left half written; the caller holds the lock of the folders."""
+    for folder in folders:
+        for stale in folder.glob(f"{STAGING_PREFIX}*"):
+            remove_tree(stale)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a file or folder if it is there; a link is removed, never followed."""
     if path.is_symlink() or path.is_file():

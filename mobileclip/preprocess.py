@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
-from mobileclip.errors import InputError
+from mobileclip.errors import InputError, one_line
 from mobileclip.files import reading
 from mobileclip.specs import PreprocessSpec
 
@@ -75,7 +75,7 @@ def _decode(file: BinaryIO, name: str, upright: bool) -> Image.Image:
         return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     except Image.DecompressionBombError as e:
         limit_text = f"{Image.MAX_IMAGE_PIXELS:,} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
-        raise InputError(f"{name}: over the limit of {limit_text}: {_line(e)}; make the picture smaller") from e
+        raise InputError(f"{name}: over the limit of {limit_text}: {one_line(e)}; make the picture smaller") from e
     except UnidentifiedImageError as e:
         raise InputError(f"{name}: not a picture; formats: {', '.join(FORMATS)}") from e
     except InputError as e:
@@ -83,11 +83,7 @@ def _decode(file: BinaryIO, name: str, upright: bool) -> Image.Image:
     except Exception as e:  # Pillow's plugins raise a dozen types on damaged data
         if isinstance(e, OSError) and e.errno is not None:
             raise  # the disk failed, not the picture
-        raise InputError(f"{name}: damaged or cut-off picture ({_line(e)}); get the file again") from e
-
-
-def _line(e: Exception) -> str:
-    return " ".join(str(e).split())[:200] or type(e).__name__
+        raise InputError(f"{name}: damaged or cut-off picture ({one_line(e)}); get the file again") from e
 
 
 def _orientation(image: Image.Image) -> int:
@@ -124,7 +120,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image = image.convert("RGBA")  # the same colours, without Pillow's warning
         return image.convert("RGB")
     except ValueError as e:
-        raise InputError(f"pictures of mode {image.mode} cannot be converted to RGB ({_line(e)})") from e
+        raise InputError(f"pictures of mode {image.mode} cannot be converted to RGB ({one_line(e)})") from e
 
 
 def _deep_to_uint8(values: np.ndarray, mode: str) -> np.ndarray:

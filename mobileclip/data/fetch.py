@@ -24,7 +24,7 @@ from mobileclip.data.samples import Tally
 from mobileclip.data.shards import write_shard
 from mobileclip.data.svg import webp
 from mobileclip.errors import InputError
-from mobileclip.files import STAGING_PREFIX, did_you_mean, locked, remove_tree, require, sha256_file, write_bytes, writing
+from mobileclip.files import STAGING_PREFIX, did_you_mean, locked, remove_stale, remove_tree, require, sha256_file, write_bytes, writing
 
 SHARD_SAMPLES = 1000
 MAX_BAD = 0.01
@@ -117,8 +117,7 @@ def _take(out: Path) -> None:
             if any(p.name != "packages" for p in out.iterdir()):
                 raise InputError(f"{out}: holds files that are no data set of this tool; choose an empty folder with -o")
             (out / _MARKER).touch()
-        for stale in (*out.glob(f"{STAGING_PREFIX}*"), *out.glob(f"packages/{STAGING_PREFIX}*")):
-            remove_tree(stale)
+        remove_stale(out, out / "packages")
 
 
 def _whole(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:

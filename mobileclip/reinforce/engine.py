@@ -19,8 +19,8 @@ from mobileclip import __version__, errors
 from mobileclip.data.embeddings import ABOUT
 from mobileclip.data.samples import Tally
 from mobileclip.data.source import Shard, is_local
-from mobileclip.errors import InputError, MobileClipError, StorageError
-from mobileclip.files import STAGING_PREFIX, canonical_json, locked, remove_tree, require, write_bytes, writing
+from mobileclip.errors import InputError, MobileClipError, StorageError, one_line
+from mobileclip.files import canonical_json, locked, remove_stale, require, write_bytes, writing
 from mobileclip.reinforce.captioners import load_captioner
 from mobileclip.reinforce.config import BackboneConfig, EnsembleConfig
 from mobileclip.reinforce.fit import fit
@@ -118,7 +118,7 @@ def reinforce(
     place: Literal["cpu", "cuda"] = "cuda" if gpus or (engine == "local" and _has_gpu()) else "cpu"
     with _alone(out, progress), writing(out):
         (out / TEACHERS).mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
+        remove_stale(out, out / TEACHERS)
         folder = (out / TEACHERS).resolve()
         plan = Plan(_resolved(ensemble), views, captions, dtype, seed, images, folder, Device(place, place == "cuda" and dtype == "bf16"))
         deciding = _deciding(plan)
@@ -144,7 +144,7 @@ def reinforce(
                 summary.made += 1
                 summary.tally.check(max_bad)
                 progress(f"{len(names):,} of {len(jobs):,} shards, {summary.tally.seen:,} samples")
-        _remove_stale(out)
+        remove_stale(out, out / TEACHERS)
         summary.tally.check(max_bad, at_least=1)
         summary.teachers = (models or {}).get("teachers", [])
         _publish(out, config, models or {}, summary.tally, names)
@@ -166,12 +166,6 @@ def _alone(out: Path, progress: Callable[[str], None]) -> Iterator[None]:
             progress(f"waiting for another process that works in {out}")
             stack.enter_context(locked(out))
         yield
-
-
-def _remove_stale(out: Path) -> None:
-    """What killed workers left half written."""
-    for stale in (*out.glob(f"{STAGING_PREFIX}*"), *(out / TEACHERS).glob(f"{STAGING_PREFIX}*")):
-        remove_tree(stale)
 
 
 def _resolved(ensemble: EnsembleConfig) -> EnsembleConfig:
@@ -225,8 +219,7 @@ def _name(place: str) -> str:
 
 
 def _size(place: str) -> int | None:
-    path = Path(place)
-    return None if place.startswith("pipe:") or "://" in place else path.stat().st_size
+    return Path(place).stat().st_size if is_local(place) else None
 
 
 def _check_same(out: Path, config: dict[str, Any]) -> None:
@@ -246,10 +239,6 @@ def _check_same(out: Path, config: dict[str, Any]) -> None:
         names = [k for k in config if not isinstance(before, dict) or before.get(k) != config[k]] or ["config"]
         shown = ", ".join(f"{k} {_short(before.get(k))} there, {_short(config[k])} now" for k in names if isinstance(before, dict))
         raise InputError(f"{out}: holds a set that was made in another way ({shown}); choose another folder with -o")
-
-
-def _line(e: Exception) -> str:
-    return " ".join(str(e).split())[:200] or type(e).__name__
 
 
 def _short(value: object) -> str:
@@ -332,7 +321,7 @@ class _RayWorker:
         except MobileClipError as e:
             return {"error": type(e).__name__, "value": str(e)}
         except Exception as e:  # a bug; trying again would not help
-            return {"error": "StorageError", "value": f"{job['places'][0]}: this is a bug: {type(e).__name__}: {_line(e)}"}
+            return {"error": "StorageError", "value": f"{job['places'][0]}: this is a bug: {type(e).__name__}: {one_line(e)}"}
         return {"error": "", "value": json.dumps([done.name, done.tally.seen, done.tally.skipped, done.models, done.stages])}
 
 
@@ -346,7 +335,8 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
     try:
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as e:  # Ray raises plain exceptions here
-        raise StorageError(f"Ray cannot {'be reached' if address else 'start'} ({_line(e)}); run again, or with --engine local") from None
+        failed = "be reached" if address else "start"
+        raise StorageError(f"Ray cannot {failed} ({one_line(e)}); run again, or with --engine local") from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         todo = [
@@ -372,6 +362,6 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
             name, seen, skipped, models, stages = json.loads(row["value"])
             yield Done(name, Tally(seen, Counter(skipped)), models, stages)
     except ray.exceptions.RayError as e:
-        raise StorageError(f"Ray gave up ({_line(e)}); run again to go on from the shards that are finished") from None
+        raise StorageError(f"Ray gave up ({one_line(e)}); run again to go on from the shards that are finished") from None
     finally:
         ray.shutdown()

@@ -28,7 +28,7 @@ from mobileclip.data.samples import Tally
 from mobileclip.data.source import find_shards
 from mobileclip.data.stream import Position
 from mobileclip.errors import CheckpointError, GateError, InputError
-from mobileclip.files import STAGING_PREFIX, locked, remove_tree
+from mobileclip.files import locked, remove_stale
 from mobileclip.models.clip import CLIP
 from mobileclip.sources import weights_file
 from mobileclip.specs import get_spec
@@ -87,8 +87,7 @@ def train(
 def _own(folder: Path) -> Iterator[None]:
     """Lock the folder, and remove what a killed run left half written."""
     with locked(folder / "run", wait=False):
-        for stale in folder.glob(f"{STAGING_PREFIX}*"):
-            remove_tree(stale)
+        remove_stale(folder)
         yield
 
 
