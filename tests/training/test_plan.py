@@ -55,5 +55,6 @@ def test_dry_runs_of_shipped_configs(path):
     config = load_config(path)
     told = plan(config)
     assert told["schedule"]["samples"] >= config.schedule.samples
-    assert told["model"]["trained_parameters"] == told["model"]["image_parameters"] + told["model"]["text_parameters"]
+    towers = told["model"]["image_parameters"] + told["model"]["text_parameters"]
+    assert told["model"]["trained_parameters"] == towers + 1  # the logit scale
     assert told["cost"]["flops"] > 0
