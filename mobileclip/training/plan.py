@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mobileclip.data.batch import Batch
 from mobileclip.data.shards import DamagedShard
@@ -95,16 +96,23 @@ def _try(student: Student, config: TrainConfig, device: torch.device) -> tuple[i
         accumulated_step(student, [batch], ClipLoss(), Tensor.backward)
         student.zero_grad()
 
-    with FlopCounterMode(display=False) as counter:
-        step()
     kept = _Kept(student)
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flops})
+    with counter, torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
         step()
     began = time.perf_counter()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return kept.bytes, counter.get_total_flops(), time.perf_counter() - began
+
+
+def _backward_flops(
+    grad_out: Sequence[int], image: Sequence[int], weight: Sequence[int], _bias: object, _stride: object, _padding: object,
+    _dilation: object, transposed: bool, _output_padding: object, _groups: int, wanted: Sequence[bool], **_: object,
+) -> int:  # fmt: skip
+    """As many operations for each wanted gradient as forward; torch's own count takes grouped convolutions for dense ones."""
+    return sum(wanted[:2]) * conv_flop_count(list(image), list(weight), list(grad_out), transposed=transposed)
 
 
 class _Kept:

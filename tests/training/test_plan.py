@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mobileclip.errors import InputError
+from mobileclip.models.clip import CLIP
+from mobileclip.specs import get_spec
 from mobileclip.training.config import load_config
 from mobileclip.training.plan import plan
 from tests.training.conftest import settings
@@ -27,6 +31,20 @@ def test_what_is_told(shards, tmp_path):
     assert told["memory"]["logits_bytes"] == 4 * 2 * 2 * 4 * 4
     assert told["cost"]["flops"] == pytest.approx(24 * told["cost"]["flops_per_sample"])
     assert told["cost"]["flops_per_sample"] > 6 * 1e6
+
+
+def test_a_step_costs_three_times_the_forward_passes(shards):
+    """Less the gradient of the pictures; depthwise convolutions included, whose backward pass torch's own counter takes for dense."""
+    config = settings(shards)
+    clip = CLIP(get_spec(config.model))
+    side = clip.spec.preprocess.resolution
+    tokens = torch.full((2, clip.spec.text.context), clip.text.end_token)
+    with FlopCounterMode(display=False) as counter:
+        clip.encode_image(torch.zeros(2, 3, side, side))
+        clip.encode_text(tokens)
+    assert config.data.captions == "real"
+    forward = counter.get_total_flops() / 2
+    assert 2.8 * forward < plan(config)["cost"]["flops_per_sample"] < 3.05 * forward  # and the logits
 
 
 def test_freezing_and_checkpointing_need_less(shards):
