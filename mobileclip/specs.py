@@ -221,8 +221,8 @@ _SPECS = (
     ModelSpec("mobileclip2_l14", 768, _TEXT_WIDE, _CLIP_224, "open_clip", open_clip=_VIT_L,
               weights=_hub("MobileCLIP2-L-14", "mobileclip2_l14.pt"), published=Published(304.3, 123.6, 57.9, 6.6, 81.9, 67.8, 13),
               parameters=(303_966_976, 123_650_304)),
-    ModelSpec("mobileclip_nano", 128, TextTower(64, 4, 4, mixers=1), PreprocessSpec(64), "open_clip", open_clip=_NANO,
-              parameters=(2_112_032, 3_344_832)),
+    ModelSpec("mobileclip_nano", 128, TextTower(64, 4, 4, mixers=1, context=32), PreprocessSpec(64), "open_clip", open_clip=_NANO,
+              parameters=(2_112_032, 3_341_952)),
 )  # fmt: skip
 
 REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}

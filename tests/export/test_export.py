@@ -15,8 +15,10 @@ from mobileclip.export.exporter import exporter
 from mobileclip.export.verify.gate import image_inputs, text_inputs, verify
 from mobileclip.export.verify.mil import MilProgram
 from mobileclip.files import sha256_file
+from mobileclip.specs import get_spec
 
 NANO = "untrained:mobileclip_nano"
+CONTEXT = get_spec("mobileclip_nano").text.context
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -41,7 +43,7 @@ def test_interfaces_are_as_promised(bundle):
         assert result.dtype == "float32"
         image = artifact.tower == "image"
         assert (given.name, given.dtype) == (("image", "float32") if image else ("tokens", "int32"))
-        assert given.shape == ((1, 3, 64, 64) if image else (1, 77))
+        assert given.shape == ((1, 3, 64, 64) if image else (1, CONTEXT))
 
 
 def test_graph_rules_hold_on_the_artifacts(bundle):
@@ -155,7 +157,7 @@ def test_options_reach_the_artifacts(bundle_of):
     assert [a.tower for a in bundle.manifest.artifacts] == ["text", "text"]
     ids = text_inputs(bundle.tokenizer())[:5]
     for target in ("onnx", "executorch"):
-        assert bundle.artifact(target, "text").input.shape == (4, 77)
+        assert bundle.artifact(target, "text").input.shape == (4, CONTEXT)
         got = runtimes.embed(runtimes.load(bundle, target, "text"), ids, 4)
         length = np.linalg.norm(got, axis=1)
         assert np.abs(length - 1).min() > 1e-2

@@ -128,7 +128,7 @@ def test_whole_image_tower():
 
 
 def test_whole_text_tower():
-    tokens = torch.zeros(2, 77, dtype=torch.int64)
+    tokens = torch.zeros(2, NANO.text.context, dtype=torch.int64)
     tokens[:, :4] = torch.tensor([49406, 320, 1929, 49407])
     tokens[1, 1] = 2533
     check(CLIP(NANO).text, tokens, convolutions=2, branches=8)
@@ -160,7 +160,7 @@ def test_original_still_trains():
     assert model.training
     assert not fused.model.training
     assert not is_fused(model)
-    image, tokens = torch.rand(4, 3, 64, 64), torch.randint(1, 49406, (4, 77))
+    image, tokens = torch.rand(4, 3, 64, 64), torch.randint(1, 49406, (4, NANO.text.context))
     tokens[:, 20] = 49407
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
