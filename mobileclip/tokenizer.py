@@ -229,6 +229,11 @@ def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
+def whole_words() -> list[str]:
+    """The 32,230 plain words among CLIP's tokens, in the order of their ids: three lower-case letters of English's alphabet or more."""
+    return [word for token in _clip_vocabulary()[0] if re.fullmatch("[a-z]{3,}", word := token.removesuffix("</w>")) and word != token]
+
+
 def _clip_document(vocab: dict[str, int], merges: Sequence[Sequence[str]], context_length: int) -> dict[str, Any]:
     """Content of the portable file. Every optional field is spelled out, as the Rust library writes it."""
     start, end = vocab[START], vocab[END]

@@ -108,6 +108,15 @@ class AugmentationConfig(Strict):
         return Policy(self.resolution, self.scale, self.ratio, rand_augment=self.rand_augment)
 
 
+class WordsConfig(Strict):
+    """Further captions of one word each, see `mobileclip.reinforce.words`."""
+
+    count: Annotated[int, Field(ge=1, le=100)] = 8
+    """For each picture."""
+    vocabulary: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
+    """What they are taken from; default: the whole words of CLIP's vocabulary."""
+
+
 class EnsembleConfig(Strict):
     """The file behind `--teachers`."""
 
@@ -116,6 +125,7 @@ class EnsembleConfig(Strict):
     """Their embeddings are stored one behind the other in this order."""
     augmentation: AugmentationConfig = AugmentationConfig()
     captioner: CaptionerConfig = TemplatesConfig()
+    words: WordsConfig | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> EnsembleConfig:

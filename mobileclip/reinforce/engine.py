@@ -91,10 +91,10 @@ def reinforce(
     Args:
         shards: From `mobileclip.data.source.find_shards`.
         out: Folder for shards, `manifest.jsonl`, `reinforcement.json` and fitted heads. On a cluster all nodes must see it.
-        ensemble: Teachers, augmentations, captioner.
+        ensemble: Teachers, augmentations, captioner, words.
         progress: Told what is being done.
         views: N augmentations a picture.
-        captions: M synthetic captions a picture; 0 for none.
+        captions: M captions a picture of the captioner's; 0 for none.
         dtype: `bf16` (`pth.gz`) or `fp32` (`npz`).
         seed: Of everything drawn.
         images: Also write the pictures and captions, so that no join is needed.
@@ -199,6 +199,7 @@ def _deciding(plan: Plan) -> dict[str, Any]:
         "teachers": teachers,
         "augmentation": plan.ensemble.augmentation.model_dump(mode="json"),
         "captioner": plan.ensemble.captioner.model_dump(mode="json"),
+        "words": plan.ensemble.words and plan.ensemble.words.model_dump(mode="json"),
         "views": plan.views,
         "captions": plan.captions,
         "dtype": plan.dtype,

@@ -27,8 +27,9 @@ from mobileclip.reinforce.captioners import Subject, load_captioner
 from mobileclip.reinforce.config import EnsembleConfig
 from mobileclip.reinforce.teachers import Device, Teacher, load_teacher
 from mobileclip.reinforce.views import render
+from mobileclip.reinforce.words import Vocabulary
 
-CAPTIONS_KEY = "syn_text"
+CAPTIONS_KEY, WORDS_KEY = "syn_text", "syn_text_words"
 _BLOCK, _BLOCK_PIXELS = 128, 160_000_000
 """Samples that are held decoded at a time."""
 _MAX_CAPTIONS, _MAX_CAPTION_BYTES = 1000, 64 << 10
@@ -43,9 +44,9 @@ class Plan:
     """Everything that decides what is made of a sample.
 
     Attributes:
-        ensemble: Teachers, augmentations, captioner.
+        ensemble: Teachers, augmentations, captioner, words.
         views: N augmentations.
-        captions: M synthetic captions.
+        captions: M captions of the captioner's.
         dtype: `bf16` or `fp32`.
         seed: Of everything drawn.
         images: Also write the picture and the captions, so that the shard can be trained on without a join.
@@ -160,8 +161,10 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._policy = plan, plan.ensemble.augmentation.policy()
+        words = plan.ensemble.words
         with one_thread():
             self.teachers: list[Teacher] = [load_teacher(t, plan.folder, plan.device) for t in plan.ensemble.teachers]
+            self._vocabulary = Vocabulary(words, self.teachers) if words else None
         self.captioner = load_captioner(plan.ensemble.captioner, plan.device.name) if plan.captions else None
         about = [{n: getattr(t, n) for n in ("name", "width", "scale", "side", "weights")} for t in self.teachers]
         self.models = {"teachers": about, "captioner": self.captioner.identity if self.captioner else ""}
@@ -236,15 +239,13 @@ class Worker:
         images = self._embed_images(block)
         texts = self._embed_texts([t for p, s in zip(block, synthetic, strict=True) for t in (*p.subject.real, *s)])
         with self._timed("write", len(block)):
-            for picture, captions in zip(block, synthetic, strict=True):
-                real = picture.subject.real
-                r = Reinforcement(
-                    picture.params,
-                    {CAPTIONS_KEY: captions} if captions else {},
-                    images[picture.digest],
-                    np.stack([texts[t] for t in real]),
-                    {CAPTIONS_KEY: np.stack([texts[t] for t in captions])} if captions else {},
-                )
+            for picture, written in zip(block, synthetic, strict=True):
+                real, views = picture.subject.real, images[picture.digest]
+                captions = {CAPTIONS_KEY: written} if written else {}
+                rows = {key: np.stack([texts[t] for t in found]) for key, found in captions.items()}
+                if self._vocabulary:
+                    captions[WORDS_KEY], rows[WORDS_KEY] = self._vocabulary.nearest(views)
+                r = Reinforcement(picture.params, captions, views, np.stack([texts[t] for t in real]), rows)
                 members = write(r, "bf16" if self._plan.dtype == "bf16" else "fp32")
                 yield picture.key, self._stored(picture) | members
 

@@ -38,8 +38,10 @@ def tiny(tiny_open_clip) -> dict[str, object]:
 def make(data, tiny, tmp_path) -> Callable[..., Summary]:
     """Reinforce `data`, or other shards, into a folder; the smallest run unless told otherwise."""
 
-    def call(*teachers: dict[str, object], shards: object = data, out: Path = tmp_path / "out", **options: object) -> Summary:
-        config = ensemble(*(teachers or (tiny,)))
+    def call(
+        *teachers: dict[str, object], shards: object = data, out: Path = tmp_path / "out", words: object = None, **options: object
+    ) -> Summary:
+        config = ensemble(*(teachers or (tiny,)), words=words)
         settings = {"views": 2, "captions": 2} | options
         return reinforce(find_shards([str(shards)]), out, config, lambda step: None, **settings)
 
