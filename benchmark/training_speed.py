@@ -102,7 +102,7 @@ def loading(workers: int, samples: int = 4096) -> float:
     from mobileclip.data.loader import Loader
     from mobileclip.data.source import find_shards
     from mobileclip.training.config import load_config
-    from mobileclip.training.trainer import make_recipe
+    from mobileclip.training.setup import make_recipe
 
     config = load_config(Path(REINFORCED))
     loader = iter(Loader({"shards": find_shards(config.data.shards), "seed": 0}, make_recipe(config), 256, workers))

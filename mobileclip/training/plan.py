@@ -20,8 +20,8 @@ from mobileclip.training.accumulation import accumulated_step
 from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
 from mobileclip.training.losses import ClipLoss
+from mobileclip.training.setup import DTYPES, make_loss, micro_batch
 from mobileclip.training.student import Student, freeze
-from mobileclip.training.trainer import DTYPES, make_loss, micro_batch
 
 _PROBE = 8
 """Samples of the trial step."""

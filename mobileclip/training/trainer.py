@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
 import signal
 import time
@@ -21,25 +19,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mobileclip import checkpoints
 from mobileclip.checkpoints import Checkpoint
-from mobileclip.data.augment import Policy
-from mobileclip.data.embeddings import ABOUT
-from mobileclip.data.loader import Loader, Recipe
+from mobileclip.data.loader import Loader
 from mobileclip.data.samples import Tally
 from mobileclip.data.source import find_shards
 from mobileclip.data.stream import Position
-from mobileclip.errors import CheckpointError, GateError, InputError
+from mobileclip.errors import GateError
 from mobileclip.files import locked, remove_stale
 from mobileclip.models.clip import CLIP
-from mobileclip.sources import weights_file
-from mobileclip.specs import get_spec
-from mobileclip.tokenizer import Tokenizer
 from mobileclip.training import distributed, state
 from mobileclip.training.accumulation import accumulated_step
 from mobileclip.training.checkpointing import checkpoint_blocks
-from mobileclip.training.config import AugmentationConfig, TrainConfig
+from mobileclip.training.config import TrainConfig
 from mobileclip.training.log import Log
-from mobileclip.training.losses import ClipLoss, Loss, Losses, SigLipLoss, Teachers
+from mobileclip.training.meter import Meter, progress_line
 from mobileclip.training.optim import Schedule, adamw, apply_gradients, moving_average, set_learning_rate
+from mobileclip.training.setup import DTYPES, check_teachers, make_loss, make_recipe, micro_batch, start_model
 from mobileclip.training.student import Student, freeze
 
 MODEL, EMA_MODEL = "model.safetensors", "model-ema.safetensors"
@@ -47,9 +41,6 @@ Progress = Callable[[str], None]
 Evaluate = Callable[[CLIP], Mapping[str, float]]
 """Score a model in eval mode: name of a figure to its value."""
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FIRST_SCALES = 20
-"""Steps that a scaler may leave out while it looks for its scale."""
 _SIGLIP_SCALE, _SIGLIP_BIAS = 10.0, -10.0
 
 
@@ -100,84 +91,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def start_model(config: TrainConfig) -> CLIP:
-    """The model that a run starts from, in train form.
-
-    Raises:
-        CheckpointError: Fused weights, or of another variant.
-    """
-    spec = get_spec(config.model)
-    if config.init is None:
-        torch.manual_seed(config.seed)
-        return CLIP(spec)
-    path = Path(config.init) if Path(config.init).is_file() else weights_file(get_spec(config.init))
-    if state.is_name(path):
-        clip = CLIP(spec)
-        weights = {n.removeprefix("clip."): t for n, t in state.load(path)["student"].items() if n.startswith("clip.")}
-        try:
-            clip.load_state_dict(weights)
-        except RuntimeError:
-            raise CheckpointError(f"{path}: is the state of a run with another model than {spec.name}") from None
-        return clip
-    checkpoint = checkpoints.load(path, spec)
-    if checkpoint.fused:
-        raise CheckpointError(f"{path}: is fused for inference, its training branches are gone; start from the unfused checkpoint")
-    return checkpoint.model()
-
-
-def micro_batch(config: TrainConfig) -> int:
-    """Samples that a process computes at a time.
-
-    Raises:
-        InputError: The batch does not divide by processes and micro-batches.
-    """
-    world = distributed.world_size()
-    if config.batch_size % (world * config.accumulation):
-        raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
-    return config.batch_size // world // config.accumulation
-
-
-def make_loss(config: TrainConfig) -> Loss:
-    """The loss that the config describes."""
-    members = config.loss.teachers
-    teachers = Teachers(*(tuple(getattr(t, n) for t in members) for n in ("width", "scale", "bias", "weight"))) if members else None
-    kind = ClipLoss if config.loss.kind == "clip" else SigLipLoss
-    return kind(config.loss.distillation, teachers)
-
-
-def make_recipe(config: TrainConfig) -> Recipe:
-    """How samples become examples."""
-    data, spec = config.data, get_spec(config.model)
-    augmentation = data.augmentation
-    policy = None
-    if isinstance(augmentation, AugmentationConfig):
-        policy = Policy(spec.preprocess.resolution, augmentation.scale, augmentation.ratio, rand_augment=augmentation.rand_augment)
-    width = sum(t.width for t in config.loss.teachers) if config.loss.distillation else None
-    return Recipe(
-        spec.preprocess, Tokenizer.clip(spec.text.context), policy, data.captions, data.mix, data.synthetic_keys, data.in_turn,
-        data.min_side, width,
-    )  # fmt: skip
-
-
-def check_teachers(config: TrainConfig) -> None:
-    """Compare the config's teachers with those that `mobileclip reinforce` has noted beside the shards, where it has.
-
-    Raises:
-        InputError: Other teachers, or in another order.
-    """
-    names = [t.name for t in config.loss.teachers]
-    for place in (*config.data.shards, *(p for places in config.data.join for p in places)):
-        about = Path(place) / ABOUT
-        if not (config.loss.distillation and about.is_file()):
-            continue
-        try:
-            stored = [str(t["name"]) for t in json.loads(about.read_bytes())["teachers"]]
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
-            continue
-        if stored != names:
-            raise InputError(f"loss.teachers: {', '.join(names)}, but {place} has rows of {', '.join(stored)}; name them in that order")
 
 
 class _Run:
@@ -270,7 +183,7 @@ class _Run:
         """From the current step to the last."""
         log = Log(self.folder, self.step, self.config.deciding()) if distributed.main_process() else None
         batches = iter(self.loader)
-        meter = _Meter(self.device)
+        meter = Meter(self.device)
         self.student.train()
         values: dict[str, Any] = {}
         try:
@@ -301,7 +214,7 @@ class _Run:
     def _backward(self, loss: Tensor) -> None:
         (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
 
-    def _after_step(self, meter: _Meter, log: Log | None) -> dict[str, Any] | None:
+    def _after_step(self, meter: Meter, log: Log | None) -> dict[str, Any] | None:
         config, step, last = self.config, self.step, self.step == self.config.steps
         logs, saves = step % config.log_every == 0 or last, step % config.save_every == 0
         interrupted = self._agreed_interruption()
@@ -317,7 +230,7 @@ class _Run:
             values = self._values(meter)
             if log:
                 log.write(step, values)
-                self.progress(_line(step, config.steps, values))
+                self.progress(progress_line(step, config.steps, values))
         if saves or interrupted:
             path = self._save()
             if interrupted:
@@ -329,7 +242,7 @@ class _Run:
             self._evaluate(log)
         return values
 
-    def _values(self, meter: _Meter) -> dict[str, Any]:
+    def _values(self, meter: Meter) -> dict[str, Any]:
         tally = sum(distributed.objects(self.loader.tally), Tally())
         values = meter.values()
         return values | {
@@ -413,49 +326,3 @@ def _kept_random_state() -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
-
-
-class _Meter:
-    """Sums between two logged steps, on the device, so that a step need not wait for its numbers."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums = {f.name: torch.zeros((), device=self._device) for f in dataclasses.fields(Losses)}
-        self._norm, self._skipped = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
-        self._steps = self._samples = 0
-        self._waited_s = self._took_s = 0.0
-
-    def add(self, losses: Losses, norm: Tensor, samples: int, waited_s: float, took_s: float) -> None:
-        """Add a step."""
-        for name in self._sums:
-            self._sums[name] = self._sums[name] + getattr(losses, name)
-        finite = torch.isfinite(norm)
-        self._norm = self._norm + torch.where(finite, norm, 0)
-        self._skipped = self._skipped + (~finite).float()
-        self._steps, self._samples = self._steps + 1, self._samples + samples
-        self._waited_s, self._took_s = self._waited_s + waited_s, self._took_s + took_s
-
-    def finite(self, scaled: bool) -> bool:
-        """Whether all losses were finite, and the gradients too; a scaler may leave out some steps, but not all that are asked about."""
-        allowed = max(self._steps - 1, _FIRST_SCALES) if scaled else 0
-        return bool(torch.isfinite(distributed.mean(self._sums["loss"])) & (distributed.mean(self._skipped) <= allowed))
-
-    def values(self) -> dict[str, Any]:
-        """Means since the last call."""
-        means = distributed.mean(torch.stack([*self._sums.values(), self._norm, self._skipped]) / self._steps).tolist()
-        values = dict(zip([*self._sums, "gradient_norm", "skipped_steps"], means, strict=True))
-        values["skipped_steps"] = round(values["skipped_steps"] * self._steps)
-        values |= {"samples_per_s": self._samples / self._took_s, "waiting_share": self._waited_s / self._took_s}
-        self._clear()
-        return values
-
-
-def _line(step: int, steps: int, values: Mapping[str, Any]) -> str:
-    left_s = (steps - step) * (values["samples"] / step) / values["samples_per_s"]
-    return (
-        f"step {step:,} of {steps:,}, loss {values['loss']:.4f}, {values['samples_per_s']:,.0f} samples/s, "
-        f"waiting for data {values['waiting_share']:.0%}, {left_s / 60:,.0f} min left"
-    )

@@ -10,7 +10,7 @@ from mobileclip.errors import InputError
 from mobileclip.training.config import load_config
 from mobileclip.training.losses import ClipLoss
 from mobileclip.training.optim import Schedule
-from mobileclip.training.trainer import make_loss, make_recipe
+from mobileclip.training.setup import make_loss, make_recipe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 # name: batch size, steps, lambda, (scales of the teachers), all from the papers' tables

@@ -22,7 +22,8 @@ from mobileclip.errors import CheckpointError, GateError, InputError
 from mobileclip.specs import get_spec
 from mobileclip.training import state
 from mobileclip.training.log import read_log
-from mobileclip.training.trainer import start_model, train
+from mobileclip.training.setup import start_model
+from mobileclip.training.trainer import train
 from tests.training.conftest import picture, settings
 
 
