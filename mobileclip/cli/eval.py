@@ -26,6 +26,7 @@ def eval(
     task: Annotated[str | None, typer.Option(help="classification or retrieval; default: what the data set has.")] = None,
     label_field: Annotated[str | None, typer.Option(help="Field of the label; for retrieval, labels are then the texts.")] = None,
     labels_file: Annotated[Path | None, typer.Option(help="All labels, one a line (NAME<tab>TEXT for another text), or .jsonl.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of the labels' texts in a .jsonl labels file.")] = None,
     templates: Annotated[str | None, typer.Option(help="none, photo, ensemble, openai, a text with {}, or a file of such lines.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only examples with FIELD=VALUE or FIELD!=VALUE.")] = None,
     clip_benchmark: Annotated[list[str] | None, typer.Option(help="A data set of clip_benchmark, like wds/cifar10; --data: where.")] = None,
@@ -48,7 +49,7 @@ def eval(
     if results:
         _show_average(str(results), datacomp.summarize(files.read(results)), json_output=json_output)
         return
-    wanted, allowed = tasks.task(task, label_field, labels_file, templates, where or ()), share("--max-bad", max_bad)
+    wanted, allowed = tasks.task(task, label_field, labels_file, templates, where or (), text_field), share("--max-bad", max_bad)
     with output.progress(json_output=json_output) as progress:
         sets = open_all(data, clip_benchmark or (), key)
         encoder, rows = open_encoder(model, runtime), []

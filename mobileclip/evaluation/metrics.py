@@ -48,24 +48,26 @@ def positive_ranks(queries: Embeddings, gallery: Embeddings, pairs: Indices, sco
     return ranks
 
 
-def classification(images: Embeddings, classes: Embeddings, labels: Indices) -> Metrics:
-    """Zero-shot classification with one right class for each picture.
+def classification(images: Embeddings, texts: Embeddings, classes: Indices, labels: Indices) -> Metrics:
+    """Zero-shot classification with one right class for each picture; that of the nearest text is chosen.
 
     Args:
         images: (N, D), normalised.
-        classes: (C, D), normalised, see `mobileclip.zeroshot.class_embeddings`.
-        labels: (N,) rows of `classes`.
+        texts: (T, D), normalised, see `mobileclip.zeroshot.class_embeddings`.
+        classes: (T,) the class of each text, 0 to C - 1.
+        labels: (N,) the class of each picture.
 
     Returns:
-        `acc1`, `acc5` (None below five classes), `mean_per_class_recall` over the classes that occur.
+        `acc1`, `acc5` (None below five classes or with several texts for one), `mean_per_class_recall` over the classes that occur.
     """
-    ranks = positive_ranks(images, classes, np.stack([np.arange(len(images)), labels], 1))
-    pictures = np.bincount(labels, minlength=len(classes))
-    right = np.bincount(labels[ranks == 1], minlength=len(classes))
+    ranks = positive_ranks(images, texts, np.argwhere(labels[:, None] == classes))
+    count = int(classes.max()) + 1
+    pictures = np.bincount(labels, minlength=count)
+    right = np.bincount(labels[ranks == 1], minlength=count)
     present = pictures > 0
     return {
         "acc1": _share(ranks, 1),
-        "acc5": _share(ranks, 5) if len(classes) >= 5 else None,
+        "acc5": _share(ranks, 5) if len(texts) == count >= 5 else None,
         "mean_per_class_recall": float((right[present] / pictures[present]).mean()),
     }
 

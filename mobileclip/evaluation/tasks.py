@@ -47,7 +47,8 @@ class Task:
         label_field: Field of the examples that holds the label; default for classification `label`. For retrieval the labels are then the
             texts, each with all pictures of that label; default: the captions, each with its own picture.
         labels: All classes, or all labels for retrieval; for retrieval of captions more texts that are searched. `NAME<tab>TEXT` gives a
-            label another text. An example's label is a name or an index. Default: the data set's classes, else all labels that occur.
+            label another text; a class that stands there several times has several, and the nearest counts. An example's label is a name
+            or an index. Default: the data set's classes, else all labels that occur.
         templates: Captions with `{}` for the label; default: the data set's own, else the label itself.
         where: See `mobileclip.evaluation.datasets.matching`.
     """
@@ -59,11 +60,15 @@ class Task:
     where: tuple[str, ...] = ()
 
 
-def task(kind: str | None, label_field: str | None, labels_file: Path | None, templates: str | None, where: Sequence[str]) -> Task:
+def task(
+    kind: str | None, label_field: str | None, labels_file: Path | None, templates: str | None, where: Sequence[str],
+    text_field: str | None = None,
+) -> Task:  # fmt: skip
     """A task from what a user writes; see `mobileclip.zeroshot.read_labels` and `read_templates`.
 
     Args:
         labels_file: Text with one label a line; or `.jsonl`, where the label is each line's `label_field`, by default `label`.
+        text_field: Field of a `.jsonl` file with the labels' texts; default: the labels themselves.
 
     Raises:
         InputError: An unknown kind, or a file that cannot be used.
@@ -73,16 +78,17 @@ def task(kind: str | None, label_field: str | None, labels_file: Path | None, te
         raise did_you_mean("task", kind, get_args(Kind))
     labels: Sequence[str] = ()
     if labels_file:
-        labels = _listed(labels_file, label_field or LABEL) if labels_file.suffix == ".jsonl" else read_labels(file=labels_file)
+        labels = _listed(labels_file, label_field or LABEL, text_field) if labels_file.suffix == ".jsonl" else read_labels(file=labels_file)
     return Task(known, label_field, tuple(labels), read_templates(templates) if templates else (), tuple(where))
 
 
-def _listed(path: Path, label_field: str) -> list[str]:
-    """The values of a field in their order, each once."""
-    found = {str(row.get(label_field, "")).strip(): None for row, _, _ in json_lines(path)}
-    found.pop("", None)
+def _listed(path: Path, label_field: str, text_field: str | None) -> list[str]:
+    """The values of a field in their order, each once; with texts, each once with each of its texts."""
+    fields = [label_field, *([text_field] if text_field else [])]
+    rows = ([str(row.get(name, "")).strip() for name in fields] for row, _, _ in json_lines(path))
+    found = dict.fromkeys("\t".join(values) for values in rows if all(values))
     if not found:
-        raise InputError(f"{path}: no line has a field {label_field!r}; name another with --label-field")
+        raise InputError(f"{path}: no line has a field {' and '.join(map(repr, fields))}; name another with --label-field or --text-field")
     return list(found)
 
 
@@ -173,18 +179,18 @@ def classification(
         InputError: No picture has a label that is a class.
     """
     names, texts = _classes(labels or _labels_of(embedded, label_field))
-    index = {name: i for i, name in reversed(list(enumerate(names)))}
-    found = [_label(e.fields.get(label_field), index, len(names) if labels else 0) for e in embedded.examples]
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    found = [_label(e.fields.get(label_field), index, len(index) if labels else 0) for e in embedded.examples]
     tally, used = _tally(embedded, found)
     if not used:
         raise InputError(f"no picture has a class in its field {label_field!r} ({tally.reasons()}); name the field, or give the labels")
-    targets = np.array([found[i] for i in used], np.int64)
-    measured = metrics.classification(embedded.rows[used], class_embeddings(encoder, texts, templates, progress), targets)
+    targets, classes = np.array([found[i] for i in used], np.int64), np.array([index[name] for name in names], np.int64)
+    measured = metrics.classification(embedded.rows[used], class_embeddings(encoder, texts, templates, progress), classes, targets)
     details = {
         "pictures": len(used),
-        "classes": len(names),
+        "classes": len(index),
         "templates": len(templates),
-        "chance": 1 / len(names),
+        "chance": 1 / len(index),
         "largest_class": float(np.bincount(targets).max() / len(used)),
     }
     return Score("classification", {**measured, "main_metric": measured["acc1"]}, details, tally)

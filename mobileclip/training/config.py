@@ -113,6 +113,7 @@ class EvaluationConfig(Strict):
     task: Literal["classification", "retrieval"] | None = None
     label_field: str | None = None
     labels_file: Path | None = None
+    text_field: str | None = None
     templates: str | None = None
     where: tuple[str, ...] = ()
 

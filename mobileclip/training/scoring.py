@@ -52,7 +52,8 @@ def evaluator(config: TrainConfig) -> Evaluate | None:
         InputError: A data set or file that cannot be used.
     """
     wanted = [
-        (e.name, open_dataset(e.data), tasks.task(e.task, e.label_field, e.labels_file, e.templates, e.where)) for e in config.evaluations
+        (e.name, open_dataset(e.data), tasks.task(e.task, e.label_field, e.labels_file, e.templates, e.where, e.text_field))
+        for e in config.evaluations
     ]
     if not wanted:
         return None

@@ -27,12 +27,12 @@ def test_classification_by_hand():
         np.float32,
     )
     # Ranks of the right classes 0, 0, 0, 2: 1, 2, 3, 2. Recall of class 0 is 1/3, of class 2 it is 0.
-    assert classification(images, classes, np.array([0, 0, 0, 2])) == {
+    assert classification(images, classes, np.arange(len(classes)), np.array([0, 0, 0, 2])) == {
         "acc1": 1 / 4,
         "acc5": 1.0,
         "mean_per_class_recall": pytest.approx(1 / 6),
     }
-    assert classification(images, classes[:4], np.array([0, 0, 0, 2]))["acc5"] is None
+    assert classification(images, classes[:4], np.arange(4), np.array([0, 0, 0, 2]))["acc5"] is None
 
 
 def test_retrieval_by_hand_with_several_captions_and_a_pool():
@@ -97,7 +97,7 @@ def test_classification_equals_scikit_learn(classes):
     images, weights = unit(500, 16, 2), unit(classes, 16, 3)
     labels = np.random.default_rng(4).integers(0, classes - 1, 500)  # the last class never occurs
     scores = images @ weights.T
-    got = classification(images, weights, labels)
+    got = classification(images, weights, np.arange(len(weights)), labels)
     expected = [top_k_accuracy_score(labels, scores, k=k, labels=range(classes)) for k in (1, 5) if k < classes]
     assert [v for v in (got["acc1"], got["acc5"]) if v is not None and v < 1] == pytest.approx(expected)
     assert got["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)))

@@ -73,7 +73,16 @@ def test_the_pool_may_be_larger_and_labels_may_have_other_texts():
     score = run(Colours(), data, Task(labels=("y\tgreen", "x\tgreen and blue", "w\tred", "v\tred")), 0.5, quiet)
     assert dict(score.tally.skipped) == {"unknown_label": 1}
     assert score.metrics["acc1"] == 0.5  # `y` is found, `x` is not
-    assert score.details["classes"] == 4
+
+
+def test_a_class_with_several_texts_is_as_near_as_the_nearest_of_them():
+    data = dataset(coloured("a", RED, label="warm"), coloured("b", GREEN, label="cold"), coloured("c", BLUE, label="cold"))
+    labels = ("warm\tred", "cold\tblue", "odd\tgreen and blue", "cold\tgreen", "d\td", "e\te")
+    score = run(Colours(), data, Task(labels=labels), 0, quiet)
+    assert score.metrics == {"acc1": 1.0, "acc5": None, "mean_per_class_recall": 1.0, "main_metric": 1.0}
+    assert score.details["classes"] == 5
+    worse = run(Colours(), data, Task(labels=labels[:3]), 0, quiet)
+    assert worse.metrics["acc1"] == pytest.approx(2 / 3)
 
 
 def test_labels_that_are_numbers_are_indices_into_the_classes():
@@ -182,6 +191,7 @@ def test_what_a_user_writes_becomes_a_task(tmp_path):
     (tmp_path / "all.jsonl").write_text('{"label": "a", "group": "g"}\n\n{"label": "b", "group": "g"}\n{"label": "a"}\n')
     assert task(None, None, tmp_path / "all.jsonl", None, ()).labels == ("a", "b")
     assert task(None, "group", tmp_path / "all.jsonl", None, ()).labels == ("g",)
+    assert task(None, "group", tmp_path / "all.jsonl", None, (), "label").labels == ("g\ta", "g\tb")
     with pytest.raises(InputError, match="no line has a field 'kind'"):
         task(None, "kind", tmp_path / "all.jsonl", None, ())
     assert task(None, None, None, None, ()) == Task()
