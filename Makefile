@@ -8,6 +8,7 @@ MODEL ?= mobileclip_nano
 CHECKPOINT ?=
 DEMO := build/demo
 REINFORCE := $(BIN)/mobileclip reinforce data/emoji/train --teachers configs/teachers/emoji.yaml --workers 2
+ONE_TEACHER := {kind: lit, name: lite0-minilm-l6, image: efficientnet-lite0, side: 224, text: all-minilm-l6}
 
 .PHONY: demo test test-slow lint bench bench-train wheel clean
 
@@ -44,12 +45,12 @@ bench: $(VENV)/.installed
 # Many hours on two cores; goes on where it stopped. The other sets have the teachers of the first.
 bench-train: $(VENV)/.installed
 	$(BIN)/mobileclip data fetch emoji -o data/emoji
-	$(REINFORCE) -o data/emoji-dr
+	$(REINFORCE) -o data/emoji-dr --dtype fp32
 	$(BIN)/python -m mobileclip.benchmark.training_speed
-	for set in weak 30 fp32; do mkdir -p data/emoji-dr-$$set && cp -r data/emoji-dr/teachers data/emoji-dr-$$set; done
-	$(REINFORCE) -o data/emoji-dr-weak --set 'augmentation.scale=[0.6, 1.0]' --set augmentation.rand_augment=false
-	$(REINFORCE) -o data/emoji-dr-30 --views 30
-	$(REINFORCE) -o data/emoji-dr-fp32 --dtype fp32
+	for set in strong 30 bf16; do mkdir -p data/emoji-dr-$$set && cp -r data/emoji-dr/teachers data/emoji-dr-$$set; done
+	$(REINFORCE) -o data/emoji-dr-strong --dtype fp32 --set 'augmentation.scale=[0.08, 1.0]' --set augmentation.rand_augment=true
+	$(REINFORCE) -o data/emoji-dr-bf16
+	$(REINFORCE) -o data/emoji-dr-30 --dtype fp32 --views 30 --set words=null --set 'teachers=[$(ONE_TEACHER)]'
 	$(BIN)/python -m mobileclip.benchmark.learning
 
 wheel: $(VENV)/.installed
