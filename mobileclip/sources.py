@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,8 +85,6 @@ def load_model(source: str) -> Model:
 
         return from_checkpoint(checkpoints.load(path), path.name)
     spec = get_spec(source)
-    if spec.weights is None:
-        return _load_untrained(spec)
     from mobileclip import checkpoints
 
     file = weights_file(spec)
@@ -93,13 +92,13 @@ def load_model(source: str) -> Model:
 
 
 def weights_file(spec: ModelSpec) -> Path:
-    """The published checkpoint of a variant, which was pulled before.
+    """The published checkpoint of a variant, which was pulled before, or the one that ships with the toolkit.
 
     Raises:
-        InputError: It was not, or none is published.
+        InputError: It was not pulled yet.
     """
     if spec.weights is None:
-        raise InputError(f"{spec.name}: no weights are published; give a checkpoint file")
+        return Path(str(files("mobileclip.assets") / f"{spec.name}.safetensors"))
     from mobileclip import hub
 
     file = hub.cached(spec.weights.repo_id, spec.weights.filename)

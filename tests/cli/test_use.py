@@ -27,7 +27,7 @@ def test_classify_without_a_model_takes_the_default(run, pictures):
     result = run("classify", pictures / "cat.png", "--labels", "a cat,a rocket,a cat", "--templates", "photo", "--json")
     assert result.code == 0
     value = result.json
-    assert (value["model"], value["trained"], value["labels"]) == ("mobileclip_nano", False, ["a cat", "a rocket"])
+    assert (value["model"], value["trained"], value["labels"]) == ("mobileclip_nano", True, ["a cat", "a rocket"])
     assert value["engine"].startswith("torch ")
     assert value["templates"] == ["a photo of a {}."]
     (picture,) = value["images"]
