@@ -191,7 +191,7 @@ MUTANTS: dict[str, Mutant] = {
     "mask added": Mutant("text", net=_set("mask", _causal_mask)),
     "mask missing": Mutant("text", net=_set("mask", lambda t: None), causal=True),
     "padding with the end token": Mutant("text", tokenizer=lambda t: Tokenizer.from_json(t.to_bytes(), pad_id=t.end_id)),
-    "captions cut at 32 tokens": Mutant("text", net=lambda t: Before(lambda x: x * (torch.arange(x.shape[1]) < 32), t)),
+    "captions cut at 16 tokens": Mutant("text", net=lambda t: Before(lambda x: x * (torch.arange(x.shape[1]) < 16), t)),
     "positions not added": Mutant("text", net=_changed(lambda t: t.get_parameter("positional_embedding").zero_())),
     "a text layer with another's weights": Mutant("text", net=_changed(_other_layer)),
     "projection transposed": Mutant("text", net=_changed(lambda t: t.get_parameter("text_projection").t_())),

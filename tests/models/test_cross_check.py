@@ -131,7 +131,7 @@ def test_text_transformers(causal):
 
 
 def test_first_end_token_is_pooled_for_int32_too():
-    text = fill(CLIP(REGISTRY["mobileclip_nano"]).text)
+    text = fill(CLIP(replace(REGISTRY["mobileclip_nano"], text=TextTower(64, 4, 4, mixers=1))).text)
     with torch.no_grad():
         assert torch.equal(text(TOKENS), text(TOKENS.int()))
 
