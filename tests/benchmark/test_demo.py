@@ -17,4 +17,4 @@ def test_a_drawing_is_classified_and_one_is_found(bundle_of, source, trained):
     assert [p for _, p in shown.rows] == sorted((p for _, p in shown.rows), reverse=True)
     if trained:
         assert shown.rows[0][0] == DRAWINGS.picture
-        assert {name for _, name, _ in shown.found[:3]} & {"guitar", "violin", "trumpet"}
+        assert {name for _, name, _ in shown.found[:3]} <= {"horse face", "elephant", "dog face", "octopus", "whale", "turtle"}
