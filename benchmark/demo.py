@@ -74,17 +74,19 @@ def run(source: str, out: Path, progress: Callable[[str], None]) -> Demo:
     measured = bench.bench([b.path for b in bundles], progress=progress)
     results = out / "results"
     bench.save(measured, results)
-    prediction = try_out(bundles[0])
+    prediction = try_out(bundles[0], _trial(model.name))
     page = out / "report.html"
     report.write([*(b.path for b in bundles), results], page, prediction)
     return Demo(bundles, list(measured.results), tuple(measured.skipped), prediction, page)
 
 
-def try_out(bundle: Bundle) -> Prediction:
+def _trial(name: str) -> Trial:
+    spec = REGISTRY.get(name)
+    return DRAWINGS if spec is not None and spec.weights is None else PHOTOGRAPHS
+
+
+def try_out(bundle: Bundle, trial: Trial) -> Prediction:
     """Zero-shot classification of a picture that ships with the toolkit, and a search for one, by the bundle's ONNX artifacts."""
-    info = bundle.manifest.model
-    spec = REGISTRY.get(info.name)
-    trial = DRAWINGS if spec is not None and spec.weights is None else PHOTOGRAPHS
     assets = Path(str(files("mobileclip.assets")))
     paths = sorted((assets / trial.folder).glob("*.webp"))
     names = [path.stem.replace("_", " ") for path in paths]
@@ -104,7 +106,7 @@ def try_out(bundle: Bundle) -> Prediction:
         query=trial.query,
         found=[(_png(images[i], THUMBNAIL), names[i], float(cosines[i])) for i in best],
         pictures=len(images),
-        trained=info.trained,
+        trained=bundle.manifest.model.trained,
         engine=encoder.engine,
     )
 
