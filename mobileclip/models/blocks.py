@@ -19,15 +19,22 @@ def _same(kernel: Kernel) -> Kernel:
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then BatchNorm (eps 1e-5)."""
+    """Convolution without bias, then BatchNorm (eps 1e-5).
+
+    A 1x1 kernel with a stride takes every stride-th pixel, then convolves with stride 1: the backward pass of oneDNN's strided 1x1
+    convolution of few channels writes beyond its memory (uxlfoundation/oneDNN issue 6035).
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: Kernel, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, _same(kernel), groups=groups, bias=False)
+        self.step = stride if kernel == (1, 1) else 1
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride // self.step, _same(kernel), groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
+        if self.step > 1:
+            x = x[:, :, :: self.step, :: self.step]
         return self.bn(self.conv(x))
 
 
