@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import random
 import re
 import sys
 import tempfile
@@ -21,19 +22,19 @@ from mobileclip import __version__
 from mobileclip.benchmark import statistics
 from mobileclip.benchmark.devices import host
 from mobileclip.benchmark.protocol import (
-    MIN_SAMPLES,
-    MIN_SECONDS,
     MIN_WARMUP_RUNS,
+    MODES,
     PARITY_BAR,
+    PARITY_SHARE,
     SCHEMA_VERSION,
-    UNSTABLE_CV_PERCENT,
     BenchRequest,
     BenchResult,
     BenchRun,
+    DeviceError,
     DeviceSamples,
-    Environment,
     Failure,
     Measured,
+    Mode,
 )
 from mobileclip.errors import BundleError, InputError, MissingToolError, MobileClipError
 from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Tower, default_name
@@ -44,6 +45,8 @@ from mobileclip.specs import DEFAULT_MODEL
 DEVICES = ("host",)
 _ELSEWHERE = re.compile(r"(iphone|ipad|pixel|galaxy|android|web)[a-z0-9 _-]*", re.IGNORECASE)
 MAX_RESULT_BYTES = 256 * 2**20
+KEEP_OF = round(1 / PARITY_SHARE)
+KEPT_GROUPS = 64
 
 
 def check_device(name: str) -> str:
@@ -103,14 +106,15 @@ def bench(
     runtimes: Sequence[str] = (),
     towers: Sequence[Tower] = TOWERS,
     threads: int = 1,
-    seconds: float = MIN_SECONDS,
-    samples: int = MIN_SAMPLES,
+    mode: Mode = "burst",
+    seconds: float | None = None,
+    samples: int | None = None,
     warmup_runs: int = MIN_WARMUP_RUNS,
     seed: int = 0,
     timeout_s: float = host.TIMEOUT_S,
     progress: host.Progress = lambda _: None,
 ) -> BenchRun:
-    """Measure every chosen artifact, interleaved, each in its own process.
+    """Measure every chosen artifact, each in its own process; in mode `burst` interleaved.
 
     Args:
         bundles: Bundle folders; the default model, exported into the current folder, if empty.
@@ -118,8 +122,9 @@ def bench(
         runtimes: Targets to run; everything that can run here if empty.
         towers: Towers to run.
         threads: Of each measurement.
-        seconds: Least time of timed runs of each measurement.
-        samples: Least number of timed runs of each measurement.
+        mode: See `mobileclip.benchmark.protocol.MODES`.
+        seconds: Least time of timed runs of each measurement; default: the mode's.
+        samples: Least number of timed runs of each measurement; default: the mode's.
         warmup_runs: Untimed runs before.
         seed: Of the order of turns and of the choice of outputs to check.
         timeout_s: For one answer of a worker process.
@@ -129,12 +134,18 @@ def bench(
         Results, failures of single measurements, and what was left out.
 
     Raises:
-        InputError: An unknown or absent runtime, no tower, a damaged bundle.
+        InputError: An unknown mode or runtime, an absent runtime, no tower, a damaged bundle.
         MissingToolError: Nothing that was asked for can run here.
     """
     check_device(device)
+    if mode not in MODES:
+        raise did_you_mean("mode", mode, MODES)
+    limits = MODES[mode]
+    seconds, samples = limits.seconds if seconds is None else seconds, limits.samples if samples is None else samples
     if threads < 1 or samples < 1 or not 0 <= seconds < float("inf") or warmup_runs < 0:
         raise InputError("threads and samples must be 1 or more, seconds and warm-up runs 0 or more")
+    if seconds > limits.max_seconds:
+        raise InputError(f"mode {mode} lasts {limits.max_seconds:g} s at most")
     for name in runtimes:
         if name not in TARGETS:
             raise did_you_mean("runtime", name, TARGETS)
@@ -142,30 +153,39 @@ def bench(
     opened = [Bundle.open(path) for path in dict.fromkeys(path.resolve() for path in bundles)]
     names = _names([bundle.path for bundle in opened])
     chosen, skipped = _choose(opened, runtimes, towers)
-    environment, started = host.environment(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    keep, started = _keep(seed), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     with tempfile.TemporaryDirectory(prefix="mobileclip-bench-") as scratch:
-        prepared: dict[str, Path] = {}
+        prepared: dict[str, tuple[Path, int]] = {}
         jobs = []
         for bundle, artifact in chosen:
+            progress(f"preparing the inputs of {names[bundle.path]} {artifact.tower}")
+            inputs, rows = _inputs(bundle, artifact.tower, Path(scratch), prepared)
             request = BenchRequest(
                 bundle=names[bundle.path],
                 target=artifact.target,
                 tower=artifact.tower,
+                artifact=artifact.path,
+                input=artifact.input,
+                output=artifact.output,
+                inputs=inputs.name,
+                rows=rows,
+                provider="all" if artifact.backend == "coreml" else artifact.backend,  # CoreML's compute units, which it chooses from
                 threads=threads,
+                mode=mode,
                 warmup_runs=warmup_runs,
                 min_samples=samples,
                 min_seconds=seconds,
-                seed=seed,
+                keep=keep,
+                keep_of=KEEP_OF,
             )
-            progress(f"preparing the inputs of {request.label}")
-            jobs.append(host.Job(request, bundle.path, _inputs(bundle, artifact.tower, Path(scratch), prepared)))
+            jobs.append(host.Job(request, bundle.path, inputs))
         answers = host.measure(jobs, seed=seed, timeout_s=timeout_s, progress=progress)
     results, failures, run_id = [], [], uuid.uuid4().hex[:12]
     for (bundle, artifact), job, answer in zip(chosen, jobs, answers, strict=True):
         try:
             if isinstance(answer, MobileClipError):
                 raise answer
-            results.append(_result(bundle, artifact, job.request, answer, environment, (run_id, started, len(jobs))))
+            results.append(_result(bundle, artifact, job.request, answer, (run_id, started, len(jobs) if mode == "burst" else 1)))
         except MobileClipError as e:
             failures.append(_failure(job.request, e))
     return BenchRun(results=tuple(results), failures=tuple(failures), skipped=tuple(skipped))
@@ -208,13 +228,21 @@ def _choose(
     return chosen, skipped
 
 
-def _inputs(bundle: Bundle, tower: Tower, scratch: Path, prepared: dict[str, Path]) -> Path:
-    """The verification inputs as this bundle's tower takes them, saved once for all bundles that take the same."""
+def _keep(seed: int) -> tuple[int, ...]:
+    """The first run, then one of each group at random: a fixed step could meet the same few inputs over and over."""
+    chosen = random.Random(seed)
+    return (0, *(chosen.randrange(KEEP_OF) for _ in range(KEPT_GROUPS - 1)))
+
+
+def _inputs(bundle: Bundle, tower: Tower, scratch: Path, prepared: dict[str, tuple[Path, int]]) -> tuple[Path, int]:
+    """The verification inputs as this bundle's tower takes them, saved once for all bundles that take the same, and their number."""
     m = bundle.manifest
     key = m.preprocess.model_dump_json() if tower == "image" else m.tokenizer.file.sha256
     if key not in prepared:
-        prepared[key] = scratch / f"{len(prepared)}.npy"
-        np.save(prepared[key], tower_inputs(bundle, tower))
+        rows = tower_inputs(bundle, tower)
+        path = scratch / f"inputs{len(prepared)}.bin"
+        np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).tofile(path)
+        prepared[key] = path, len(rows)
     return prepared[key]
 
 
@@ -240,16 +268,18 @@ def _result(
     artifact: ArtifactInfo,
     request: BenchRequest,
     got: DeviceSamples,
-    environment: Environment,
     run: tuple[str, str, int],
 ) -> BenchResult:
     m = bundle.manifest
-    summary = statistics.summarize(got.latency_ms, got.wait_ms)
     try:
+        if [k.sample for k in got.kept] != [i for i in range(len(got.latency_ms)) if request.keeps(i)]:
+            raise ValueError("other outputs were kept than asked for")
+        summary = statistics.summarize(got.latency_ms, got.wait_ms)
         parity = statistics.parity(got.kept, bundle.reference(request.tower), PARITY_BAR[m.options.precision])
-    except ValueError as e:
-        raise BundleError(f"{bundle.path}: {request.target} {request.tower}: outputs do not fit the references ({e})") from None
-    reasons = statistics.invalid_reasons(got, summary, parity)
+        sustained = statistics.sustained(got.latency_ms, got.start_ms) if request.mode == "sustained" else None
+    except (ValueError, ArithmeticError) as e:
+        raise DeviceError(f"{bundle.path}: {request.target} {request.tower}: what was measured does not fit together ({e})") from None
+    reasons = statistics.invalid_reasons(request.mode, got, summary, parity)
     return BenchResult(
         toolkit_version=__version__,
         run_id=run[0],
@@ -271,13 +301,13 @@ def _result(
             manifest_sha256=m.manifest_sha256,
             files=artifact.files,
         ),
-        environment=environment,
-        **got.model_dump(exclude={"kept"}),
+        samples=got.model_copy(update={"kept": ()}),
         summary=summary,
+        sustained=sustained,
+        mlperf=statistics.early_stopping(got.latency_ms) if request.mode == "mlperf" else None,
         parity=parity,
         valid=not reasons,
         reasons=reasons,
-        unstable=summary.cv_percent > UNSTABLE_CV_PERCENT,
     )
 
 
@@ -290,27 +320,45 @@ def _failure(request: BenchRequest, e: MobileClipError) -> Failure:
 
 def state(result: BenchResult) -> str:
     """What to think of a result, in a few words."""
-    if not result.valid:
-        return "not valid: " + "; ".join(result.reasons)
-    return f"valid, unstable (CV over {UNSTABLE_CV_PERCENT:g} %)" if result.unstable else "valid"
+    return "valid" if result.valid else "not valid: " + "; ".join(result.reasons)
 
 
 def table(results: Sequence[BenchResult]) -> list[tuple[object, ...]]:
     """Rows for people: bundle, runtime, tower, p50, p90, p99, CV, n, load, first run, peak RSS in MB, cosine, state."""
     return [
         (
-            r.request.bundle, r.engine, r.request.tower, f"{r.summary.p50_ms:.3f}", f"{r.summary.p90_ms:.3f}", f"{r.summary.p99_ms:.3f}",
-            f"{r.summary.cv_percent:.1f}", r.summary.n, f"{r.load_ms:.1f}", f"{r.first_run_ms:.2f}", f"{r.peak_rss_bytes / 1e6:.0f}",
+            r.request.bundle, r.samples.engine, r.request.tower,
+            f"{r.summary.p50_ms:.3f}", f"{r.summary.p90_ms:.3f}", f"{r.summary.p99_ms:.3f}", f"{r.summary.cv_percent:.1f}", r.summary.n,
+            f"{r.samples.load_ms:.1f}", f"{r.samples.first_run_ms:.2f}", megabytes(r.samples.peak_memory_bytes),
             f"{r.parity.cosine_min:.7f}" if r.parity else "-", state(r),
         )
         for r in results
     ]  # fmt: skip
 
 
+def course(result: BenchResult) -> str | None:
+    """What the mode tells beyond the table's row; None for `burst`."""
+    if result.sustained:
+        first, last = result.sustained.windows[0], result.sustained.windows[-1]
+        slope = result.sustained.slope_percent_per_minute
+        return (
+            f"{result.label}: p50 {first.p50_ms:.3f} ms in the first 5 s, {last.p50_ms:.3f} ms in the last (from {last.start_s:g} s on), "
+            f"{slope:+.1f} % a minute"
+        )
+    if result.mlperf:
+        return f"{result.label}: p90 {result.mlperf.p90_ms:.3f} ms by MLPerf's early stopping, n {result.summary.n}"
+    return None
+
+
+def megabytes(size: int | None) -> str:
+    """For tables; `-` for what a device does not tell."""
+    return "-" if size is None else f"{size / 1e6:.0f}"
+
+
 def save(run: BenchRun, target: Path) -> list[Path]:
     """Write the results: one file each into a folder, or all into one file if `target` ends in `.json`.
 
-    A result takes the place of the one of the same bundle, runtime, tower and number of threads.
+    A result takes the place of the one of the same bundle, runtime, tower, device, provider, number of threads and mode.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -321,8 +369,9 @@ def save(run: BenchRun, target: Path) -> list[Path]:
     paths = []
     for result in run.results:
         request = result.request
-        device = re.sub(r"[^A-Za-z0-9]+", "-", result.environment.device)
-        name = f"{request.bundle}-{request.target}-{request.tower}-{device}-{request.threads}t.json"
+        device, provider = (re.sub(r"[^A-Za-z0-9]+", "-", text) for text in (result.device.name, request.provider))
+        mode = "" if request.mode == "burst" else f"-{request.mode}"
+        name = f"{request.bundle}-{request.target}-{request.tower}-{device}-{provider}-{request.threads}t{mode}.json"
         write_bytes(target / name, result.model_dump_json(indent=1).encode() + b"\n")
         paths.append(target / name)
     return paths
@@ -346,10 +395,12 @@ def read_results(path: Path) -> list[BenchResult]:
         data = path.read_bytes()
     try:
         value = json.loads(data)
-        if not isinstance(value, dict) or not {"results", "latency_ms"} & value.keys():
+        if not isinstance(value, dict) or not {"results", "samples", "latency_ms"} & value.keys():
             raise ValueError
         if value.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(f"{path}: schema version {value.get('schema_version')!r} is unknown; this toolkit reads {SCHEMA_VERSION}")
+            raise InputError(
+                f"{path}: schema version {value.get('schema_version')!r} is unknown; this toolkit reads {SCHEMA_VERSION}; measure again"
+            )
         return list(BenchRun.model_validate(value).results) if "results" in value else [BenchResult.model_validate(value)]
     except ValidationError as e:
         first = e.errors()[0]

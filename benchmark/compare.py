@@ -72,21 +72,24 @@ def compare(a: BenchResult, b: BenchResult, seed: int = 0) -> Comparison:
     """The verdict on B against A.
 
     Raises:
-        InputError: The two measured different towers, embedding spaces or devices.
+        InputError: The two measured different towers, embedding spaces, devices, modes or batch sizes.
     """
     for what, left, right in (
         ("towers", a.request.tower, b.request.tower),
         ("embedding spaces", a.measured.embedding_space[:16], b.measured.embedding_space[:16]),
-        ("devices", a.environment.device, b.environment.device),
+        ("devices", a.device.name, b.device.name),
+        ("kinds of device", *("emulated" if r.device.emulated else "real" for r in (a, b))),
+        ("modes", a.request.mode, b.request.mode),
         ("batch sizes", a.measured.batch, b.measured.batch),
     ):
         if left != right:
             raise InputError(f"{a.label} and {b.label} are of different {what} ({left}, {right}); compare measurements of the same")
-    cost_a, cost_b = cost_ms(a.latency_ms, a.wait_ms), cost_ms(b.latency_ms, b.wait_ms)
+    cost_a, cost_b = cost_ms(a.samples.latency_ms, a.samples.wait_ms), cost_ms(b.samples.latency_ms, b.samples.wait_ms)
     ratio, low, high = ratio_interval(cost_a, cost_b, seed)
     more_waiting = (_waiting(b) - _waiting(a)) * (1 if ratio > 1 else -1)
     allowance = 1 + WAITING_COST * max(more_waiting, 0.0)
-    starved = max(_waiting(a), _waiting(b)) > STARVED_SHARE and a.run_id != b.run_id
+    in_turns = a.run_id == b.run_id and min(a.interleaved, b.interleaved) > 1
+    starved = max(_waiting(a), _waiting(b)) > STARVED_SHARE and not in_turns
     needed = STARVED_RATIO if starved else MINIMAL_RATIO * allowance
     verdict: Verdict = "no difference"
     if ratio > needed and low > allowance:
@@ -123,7 +126,7 @@ def compare_all(a: Sequence[BenchResult], b: Sequence[BenchResult]) -> tuple[lis
     left, right = _by_kind(a), _by_kind(b)
     common = [kind for kind in left if kind in right]
     if not common:
-        raise InputError("the two have no measurement of the same model, precision, runtime, tower and threads in common")
+        raise InputError("the two have no measurement of the same model, precision, runtime, tower, threads and mode in common")
     alone = [r.label for kind, r in (left | right).items() if kind not in common]
     return [compare(left[kind], right[kind]) for kind in common], alone
 
@@ -159,14 +162,15 @@ def _bootstrap(samples: Samples, rng: np.random.Generator) -> Samples:
 
 def _waiting(r: BenchResult) -> float:
     """Share of the timed runs in which another process had the core; 0 if unknown."""
-    return sum(r.wait_ms) / sum(r.latency_ms) if r.wait_ms else 0.0
+    return sum(r.samples.wait_ms) / sum(r.samples.latency_ms) if r.samples.wait_ms else 0.0
 
 
 def _by_kind(results: Sequence[BenchResult]) -> dict[tuple[object, ...], BenchResult]:
     found: dict[tuple[object, ...], BenchResult] = {}
     for r in results:
         m, q = r.measured, r.request
-        kind = (m.model, m.precision, q.target, q.tower, q.threads, m.batch, m.bake_preprocessing, m.normalize, r.environment.device)
+        asked = (q.target, q.tower, q.provider, q.threads, q.mode)
+        kind = (m.model, m.precision, m.batch, m.bake_preprocessing, m.normalize, r.device.name, *asked)
         if kind in found:
             raise InputError(f"{found[kind].label} and {r.label} are of one kind in the same set; give their result files one by one")
         found[kind] = r
@@ -177,20 +181,19 @@ def _remarks(a: BenchResult, b: BenchResult) -> tuple[str, ...]:
     pairs = (
         ("bundle", a.measured.manifest_sha256[:12], b.measured.manifest_sha256[:12]),
         ("precision", a.measured.precision, b.measured.precision),
-        ("runtime", a.engine, b.engine),
+        ("runtime", a.samples.engine, b.samples.engine),
+        ("provider", a.samples.provider, b.samples.provider),
         ("threads", a.request.threads, b.request.threads),
         ("baked preprocessing", a.measured.bake_preprocessing, b.measured.bake_preprocessing),
         ("normalisation", a.measured.normalize, b.measured.normalize),
-        ("CPU", a.environment.cpu, b.environment.cpu),
-        ("system", a.environment.os, b.environment.os),
+        ("device model", a.device.model, b.device.model),
+        ("system", a.device.os, b.device.os),
         ("toolkit", a.toolkit_version, b.toolkit_version),
     )
     remarks = [f"{name} differs: {left}, {right}" for name, left, right in pairs if left != right]
     for name, r in (("A", a), ("B", b)):
         if not r.valid:
             remarks.append(f"{name} is not valid: {'; '.join(r.reasons)}")
-        if r.unstable:
-            remarks.append(f"{name} is unstable: CV {r.summary.cv_percent:.1f} %")
         if _waiting(r) > BUSY_SHARE:
             remarks.append(
                 f"{name} waited for a core {100 * _waiting(r):.0f} % of the time; measure again when it is quiet, or both in one call"

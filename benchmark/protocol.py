@@ -1,27 +1,55 @@
 """What is asked of a device and what is kept of its answer. A device only times; the host computes everything else from raw samples.
 
-Schemas: `conformance/bench_request.schema.json` and `conformance/bench_result.schema.json`, generated from the models below.
+Schemas, generated from the models below: `bench_request`, `device_samples` and `bench_result.schema.json` in `conformance/`.
 """
 
 from __future__ import annotations
 
 import base64
-from typing import Literal
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mobileclip.errors import MobileClipError
-from mobileclip.export.bundle import FileEntry, Precision, Sha256, Target, Tower
+from mobileclip.export.bundle import FileEntry, Precision, Sha256, Target, TensorInfo, Tower
 
-SCHEMA_VERSION: Literal[1] = 1
-MIN_WARMUP_RUNS, MIN_SAMPLES, MIN_SECONDS = 10, 100, 10.0
-"""A result below one of these is not valid."""
+SCHEMA_VERSION: Literal[2] = 2
+MIN_WARMUP_RUNS = 10
 UNSTABLE_CV_PERCENT = 5.0
 PARITY_SHARE = 0.05
 """Share of the timed outputs that are kept and compared with the model's own."""
 PARITY_BAR: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
+
+Mode = Literal["burst", "sustained", "mlperf"]
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+NotNegative = Annotated[float, Field(ge=0, le=1e12)]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
+"""Apple's four states. Android's NONE is nominal, LIGHT and MODERATE are fair, SEVERE is serious, the rest critical."""
+
+
+@dataclass(frozen=True)
+class ModeLimits:
+    """What a mode asks for at least; a result with less is not valid."""
+
+    samples: int
+    seconds: float
+    """Of timed runs, added up."""
+    max_seconds: float
+
+
+MODES: dict[Mode, ModeLimits] = {
+    "burst": ModeLimits(100, 10.0, math.inf),
+    "sustained": ModeLimits(100, 60.0, 600.0),
+    "mlperf": ModeLimits(1024, 60.0, math.inf),
+}
+"""`burst`: the cooled-down device, in turns with other measurements. `sustained`: without a pause, to see it warm up. `mlperf`: single
+stream as MLPerf Inference has it, the next query when the one before has ended."""
 
 
 class DeviceError(MobileClipError):
@@ -31,32 +59,52 @@ class DeviceError(MobileClipError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class BenchRequest(_Strict):
-    """One measurement: a tower of a bundle in one runtime."""
+    """One measurement: a tower of a bundle in one runtime. `request.json` on a device, whose paths are relative to its folder."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     bundle: str = Field(min_length=1)
     """Name of the bundle's folder."""
     target: Target
     tower: Tower
+    artifact: str
+    """The file, or CoreML's folder, to load."""
+    input: TensorInfo
+    output: TensorInfo
+    inputs: str
+    """File of `rows` inputs, one behind the other, little-endian, of the dtype and shape of `input` without its batch."""
+    rows: int = Field(ge=1)
+    provider: str
+    """What shall run it: `cpu`, `xnnpack`, `nnapi`, `qnn`, `webgpu`, `wasm`; or CoreML's `all`, `cpuOnly`, `cpuAndGPU`,
+    `cpuAndNeuralEngine`."""
     threads: int = Field(ge=1)
-    mode: Literal["burst"] = "burst"
-    """`burst`: warm up, then as many runs as fast as they go until both minima are reached."""
+    mode: Mode = "burst"
     warmup_runs: int = Field(default=MIN_WARMUP_RUNS, ge=0)
-    min_samples: int = Field(default=MIN_SAMPLES, ge=1)
-    min_seconds: float = Field(default=MIN_SECONDS, ge=0)
-    """Of timed runs, added up."""
-    parity_share: float = Field(default=PARITY_SHARE, gt=0, le=1)
-    seed: int = Field(default=0, ge=0)
-    """Of the choice of outputs to keep."""
+    min_samples: int = Field(ge=1)
+    min_seconds: float = Field(ge=0)
+    """Of timed runs, added up; a device goes on until this and `min_samples` are reached."""
+    keep: tuple[int, ...] = Field(min_length=1)
+    """Of each group of `keep_of` timed runs, which output is kept: of group g that of run `keep[g % len(keep)]`."""
+    keep_of: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _keeps_within_the_group(self) -> BenchRequest:
+        if min(self.keep) < 0 or max(self.keep) >= self.keep_of:
+            raise ValueError("keep has an index outside 0 to keep_of - 1")
+        return self
 
     @property
     def label(self) -> str:
         """How messages and file names call the measurement."""
         return f"{self.bundle} {self.target} {self.tower}"
+
+    def keeps(self, sample: int) -> bool:
+        """Whether the output of a timed run is kept; the one rule for all devices."""
+        group, place = divmod(sample, self.keep_of)
+        return place == self.keep[group % len(self.keep)]
 
 
 class KeptOutput(_Strict):
@@ -84,50 +132,78 @@ class KeptOutput(_Strict):
         return np.frombuffer(base64.b64decode(self.values, validate=True), "<f4").reshape(-1, embed_dim).astype(np.float32)
 
 
-class DeviceSamples(_Strict):
-    """What a device gives back for one request: times by a monotonic clock in the order in which they were taken, nothing computed."""
+class DeviceInfo(_Strict):
+    """The machine that ran it. Empty or None is what it does not tell."""
 
+    name: str
+    """`host`, or what its owner calls it."""
+    model: str
+    """`iPhone13,4`, `Pixel 8`, or the processor of a computer."""
+    soc: str = ""
+    os: str
+    architecture: str = ""
+    logical_cores: int | None = None
+    memory_bytes: Bytes | None = None
+    emulated: bool = False
+    """A simulator, an emulator or a translated processor: numbers that say nothing about a device."""
+
+
+class DeviceState(_Strict):
+    """What a device felt like at a moment."""
+
+    moment: Literal["before", "after"]
+    """Of the timed runs."""
+    thermal: Thermal = "unknown"
+    battery_percent: float | None = Field(default=None, ge=0, le=100)
+    charging: bool | None = None
+    low_power: bool | None = None
+    """A mode in which the system saves power."""
+    load_average_1m: float | None = None
+    """Of computers: far above 0 means that something else was running."""
+
+
+class DeviceSamples(_Strict):
+    """What a device gives back for one request: times by a monotonic clock in the order in which they were taken, nothing computed.
+
+    `result.json` on a device.
+    """
+
+    schema_version: Literal[2] = SCHEMA_VERSION
     engine: str
     """What ran the artifact, with version."""
-    load_ms: float = Field(ge=0)
-    """From the files to a session that can run."""
-    first_run_ms: float = Field(ge=0)
-    warmup_ms: tuple[float, ...]
-    latency_ms: tuple[float, ...] = Field(min_length=1)
+    provider: str
+    """What ran it, as far as the runtime tells."""
+    device: DeviceInfo
+    states: tuple[DeviceState, ...]
+    load_ms: NotNegative
+    """From the files to a session that can run, compiling included."""
+    first_run_ms: NotNegative
+    warmup_ms: tuple[NotNegative, ...]
+    latency_ms: tuple[Positive, ...] = Field(min_length=1)
     """One timed run each, of one batch."""
-    wait_ms: tuple[float, ...] = ()
+    start_ms: tuple[NotNegative, ...] = ()
+    """When each timed run began, from the first one's begin; for `sustained`."""
+    wait_ms: tuple[NotNegative, ...] = ()
     """How much of each timed run its thread was ready but another process had the core; empty where the system does not tell."""
-    block_samples: tuple[int, ...]
+    block_samples: tuple[Annotated[int, Field(ge=1)], ...]
     """How many consecutive timed runs each turn of this measurement had; other measurements ran between turns."""
-    baseline_rss_bytes: int = Field(ge=0)
-    """Peak resident memory before the load: the process itself with its inputs."""
-    peak_rss_bytes: int = Field(ge=0)
+    baseline_memory_bytes: Bytes | None = None
+    """Peak memory before the load: the process itself with its inputs."""
+    peak_memory_bytes: Bytes | None = None
     kept: tuple[KeptOutput, ...]
 
     @model_validator(mode="after")
-    def _blocks_cover(self) -> DeviceSamples:
-        if min(self.block_samples, default=0) < 1 or sum(self.block_samples) != len(self.latency_ms):
+    def _fit_together(self) -> DeviceSamples:
+        if sum(self.block_samples) != len(self.latency_ms):
             raise ValueError("block_samples does not add up to the number of latencies")
-        if self.wait_ms and len(self.wait_ms) != len(self.latency_ms):
-            raise ValueError("wait_ms has another length than latency_ms")
+        for name, values in (("wait_ms", self.wait_ms), ("start_ms", self.start_ms)):
+            if values and len(values) != len(self.latency_ms):
+                raise ValueError(f"{name} has another length than latency_ms")
+        if any(a > b for a, b in itertools.pairwise(self.start_ms)):
+            raise ValueError("start_ms goes back in time")
         if any(k.sample >= len(self.latency_ms) for k in self.kept):
             raise ValueError("an output was kept of a run that was not timed")
         return self
-
-
-class Environment(_Strict):
-    """The machine that ran it."""
-
-    device: str
-    """`host`, later a phone's name."""
-    cpu: str
-    architecture: str
-    logical_cores: int
-    memory_bytes: int
-    os: str
-    python: str
-    load_average_1m: float
-    """At the start; far above 0 means that something else was running."""
 
 
 class Measured(_Strict):
@@ -157,18 +233,43 @@ class Measured(_Strict):
 class Summary(_Strict):
     """Statistics of the timed runs, computed by the host."""
 
-    n: int
-    seconds: float
+    n: int = Field(ge=1)
+    seconds: NotNegative
     """Of timed runs, added up."""
-    mean_ms: float
-    min_ms: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    cv_percent: float
+    mean_ms: Positive
+    min_ms: Positive
+    p50_ms: Positive
+    p90_ms: Positive
+    p99_ms: Positive
+    cv_percent: NotNegative
     """Standard deviation over mean."""
-    waiting_percent: float | None
+    waiting_percent: NotNegative | None
     """Share of the timed runs spent waiting for a core that another process had; None where the system does not tell."""
+
+
+class Window(_Strict):
+    """A stretch of a sustained measurement."""
+
+    start_s: NotNegative
+    n: int = Field(ge=1)
+    p50_ms: Positive
+
+
+class Sustained(_Strict):
+    """How latency went on."""
+
+    windows: tuple[Window, ...] = Field(min_length=1)
+    """Of 5 s each; a rest that is shorter is left out unless it is all there is."""
+    slope_percent_per_minute: float
+    """Of a line through the windows' p50, by least squares, relative to the first window's."""
+
+
+class EarlyStopping(_Strict):
+    """MLPerf's estimate of the 90th percentile: with 99 % confidence the true one is not above it."""
+
+    p90_ms: float
+    discarded: int
+    """Runs slower than it."""
 
 
 class Parity(_Strict):
@@ -184,37 +285,40 @@ class Parity(_Strict):
 class BenchResult(_Strict):
     """One measurement with its raw samples."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     toolkit_version: str
     started_utc: str
     run_id: str
-    """The same for measurements that were interleaved with each other."""
+    """The same for all measurements of a call."""
     interleaved: int = Field(ge=1)
-    """Number of measurements in the run."""
+    """Number of measurements that took turns with each other, this one included."""
     request: BenchRequest
     measured: Measured
-    environment: Environment
-    engine: str
-    load_ms: float
-    first_run_ms: float
-    warmup_ms: tuple[float, ...]
-    latency_ms: tuple[float, ...] = Field(min_length=1)
-    wait_ms: tuple[float, ...] = ()
-    block_samples: tuple[int, ...]
-    baseline_rss_bytes: int
-    peak_rss_bytes: int
+    samples: DeviceSamples
+    """What the device gave back, without the outputs it kept."""
     summary: Summary
+    sustained: Sustained | None
+    mlperf: EarlyStopping | None
     parity: Parity | None
     valid: bool
     reasons: tuple[str, ...]
     """Why it is not valid."""
-    unstable: bool
-    """The coefficient of variation is above 5 %."""
+
+    @model_validator(mode="after")
+    def _valid_without_reasons(self) -> BenchResult:
+        if self.valid == bool(self.reasons):
+            raise ValueError("valid contradicts reasons")
+        return self
 
     @property
     def label(self) -> str:
         """How messages and tables call the measurement."""
         return self.request.label
+
+    @property
+    def device(self) -> DeviceInfo:
+        """The machine that ran it."""
+        return self.samples.device
 
 
 class Failure(_Strict):
@@ -232,7 +336,7 @@ class Failure(_Strict):
 class BenchRun(_Strict):
     """Everything that came of one call: results, what failed, and what was left out with its reason."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     results: tuple[BenchResult, ...]
     failures: tuple[Failure, ...]
     skipped: tuple[str, ...]

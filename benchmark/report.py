@@ -13,7 +13,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mobileclip import __version__
-from mobileclip.benchmark.bench import read_results
+from mobileclip.benchmark.bench import course, read_results
 from mobileclip.benchmark.plots import Point, distribution, nice_step, scatter, tick_text
 from mobileclip.benchmark.protocol import BenchResult
 from mobileclip.errors import InputError
@@ -80,7 +80,8 @@ def render(bundles: Sequence[Bundle], results: Sequence[BenchResult], prediction
     templates.filters |= {"megabytes": lambda b: f"{b / 1e6:.1f}", "tiny": lambda v: f"{v:.1e}", "cosine": lambda v: f"{v:.7f}"}
     untrained = any(not b.manifest.model.trained for b in bundles) or any(not r.measured.trained for r in results)
     names = dict.fromkeys([b.manifest.model.name for b in bundles] + [r.measured.model for r in results])
-    timed = sorted(results, key=lambda r: (r.request.tower, r.summary.p50_ms))
+    emulated = [r for r in results if r.device.emulated]
+    timed = sorted((r for r in results if not r.device.emulated), key=lambda r: (r.request.tower, r.summary.p50_ms))
     return templates.get_template("report.html").render(
         title=", ".join(names) or "MobileCLIP",
         version=__version__,
@@ -90,16 +91,18 @@ def render(bundles: Sequence[Bundle], results: Sequence[BenchResult], prediction
         cosine_min=min((row["parity"].cosine_min for row in artifacts if row["parity"]), default=None),
         bundles=bundles,
         results=timed,
+        emulated=emulated,
+        courses=[(i, told) for i, r in enumerate(timed, 1) if (told := course(r))],
         invalid=[(i, r) for i, r in enumerate(timed, 1) if not r.valid],
         fastest=[r for r in (_fastest(timed, "image"), _fastest(timed, "text")) if r is not None],
         bars=_bars(timed),
-        distributions=[(r, *distribution(r.latency_ms, f"s-{r.request.target}")) for r in timed],
+        distributions=[(r, *distribution(r.samples.latency_ms, f"s-{r.request.target}")) for r in timed],
         scatters=_scatters(timed),
         prediction=_prediction(prediction),
         published=[spec for spec in REGISTRY.values() if spec.published],
         published_plot=_published_plot(),
         published_on=PUBLISHED_ON,
-        environments=_environments(timed),
+        environments=_environments(results),
     )
 
 
@@ -125,7 +128,11 @@ def _artifacts(bundles: Sequence[Bundle]) -> list[dict[str, Any]]:
 
 
 def _fastest(results: Sequence[BenchResult], tower: str) -> BenchResult | None:
-    return min((r for r in results if r.request.tower == tower and r.valid), key=lambda r: r.summary.p50_ms, default=None)
+    return min(
+        (r for r in results if r.request.tower == tower and r.request.mode == "burst" and r.valid),
+        key=lambda r: r.summary.p50_ms,
+        default=None,
+    )
 
 
 def _bars(results: Sequence[BenchResult]) -> dict[str, Any]:
@@ -195,18 +202,17 @@ def _environments(results: Sequence[BenchResult]) -> list[dict[str, Any]]:
     """One entry a machine, with everything that ran on it."""
     grouped: dict[tuple[object, ...], list[BenchResult]] = {}
     for r in results:
-        e = r.environment
-        grouped.setdefault((e.device, e.cpu, e.logical_cores, e.memory_bytes, e.os, e.python, r.toolkit_version), []).append(r)
+        grouped.setdefault((r.device, r.toolkit_version), []).append(r)
     return [
         {
-            "environment": group[0].environment,
-            "toolkit": group[0].toolkit_version,
-            "engines": sorted({r.engine for r in group}),
+            "device": device,
+            "toolkit": toolkit,
+            "engines": sorted({r.samples.engine for r in group}),
             "threads": sorted({r.request.threads for r in group}),
-            "loads": sorted({r.environment.load_average_1m for r in group}),
+            "loads": sorted({s.load_average_1m for r in group for s in r.samples.states if s.load_average_1m is not None}),
             "started": sorted({r.started_utc for r in group}),
             "spaces": sorted({r.measured.embedding_space for r in group}),
             "n": len(group),
         }
-        for group in grouped.values()
+        for (device, toolkit), group in grouped.items()
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mobileclip.benchmark.protocol import BenchRequest, BenchResult
+from mobileclip.benchmark.protocol import BenchRequest, BenchResult, DeviceSamples
 from mobileclip.export.bundle import Manifest
 from mobileclip.files import write_bytes
 
@@ -17,6 +17,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILES: dict[str, type[BaseModel]] = {
     "bench_request.schema.json": BenchRequest,
     "bench_result.schema.json": BenchResult,
+    "device_samples.schema.json": DeviceSamples,
     "manifest.schema.json": Manifest,
 }
 

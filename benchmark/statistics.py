@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mobileclip.benchmark.protocol import (
-    MIN_SAMPLES,
-    MIN_SECONDS,
     MIN_WARMUP_RUNS,
+    MODES,
+    UNSTABLE_CV_PERCENT,
     DeviceSamples,
+    EarlyStopping,
     KeptOutput,
+    Mode,
     Parity,
     Summary,
+    Sustained,
+    Window,
 )
+
+WINDOW_S = 5.0
+_MLPERF_PERCENTILE, _MLPERF_CONFIDENCE = 0.9, 0.99
 
 
 def summarize(latency_ms: Sequence[float], wait_ms: Sequence[float] = ()) -> Summary:
@@ -56,10 +64,12 @@ def parity(kept: Sequence[KeptOutput], reference: npt.NDArray[np.float32], bar: 
         bar: Smallest cosine that passes.
 
     Raises:
-        ValueError: An output has another size than the reference.
+        ValueError: An output has another size than the reference, or is of an input that does not exist.
     """
     cosines: list[float] = []
     for output in kept:
+        if output.first_input >= len(reference):
+            raise ValueError(f"input {output.first_input} of {len(reference)}")
         got = output.embedding(reference.shape[1]).astype(np.float64)
         rows = (output.first_input + np.arange(len(got))) % len(reference)
         want = reference[rows].astype(np.float64)
@@ -73,15 +83,71 @@ def parity(kept: Sequence[KeptOutput], reference: npt.NDArray[np.float32], bar: 
     return Parity(n=len(cosines), cosine_min=round(min(cosines), 9), bar=bar, passed=min(cosines) >= bar)
 
 
-def invalid_reasons(samples: DeviceSamples, summary: Summary, found: Parity | None) -> tuple[str, ...]:
+def sustained(latency_ms: Sequence[float], start_ms: Sequence[float]) -> Sustained:
+    """Median latency of each 5 s, and how it goes on.
+
+    Args:
+        latency_ms: One a timed run.
+        start_ms: When each began, ascending.
+
+    Raises:
+        ValueError: No samples, or not one start each.
+    """
+    latency, start = np.asarray(latency_ms, np.float64), np.asarray(start_ms, np.float64)
+    if not latency.size or latency.shape != start.shape:
+        raise ValueError("each sample needs its start")
+    number = ((start - start[0]) // (1e3 * WINDOW_S)).astype(int)
+    end = start[-1] + np.diff(start, prepend=start[-1] - latency[-1])[-1]  # when a further run would have begun
+    whole = (end - start[0]) // (1e3 * WINDOW_S)
+    if whole:  # the few samples of a rest would weigh as much as a window
+        latency, number = latency[number < whole], number[number < whole]
+    windows = [
+        Window(start_s=float(k * WINDOW_S), n=int((number == k).sum()), p50_ms=round(float(np.median(latency[number == k])), 4))
+        for k in np.unique(number)
+    ]
+    slope = 0.0
+    if len(windows) > 1:
+        minutes, p50 = np.array([w.start_s for w in windows]) / 60, np.array([w.p50_ms for w in windows])
+        slope = 100 * float(np.polyfit(minutes, p50, 1)[0]) / windows[0].p50_ms
+    return Sustained(windows=tuple(windows), slope_percent_per_minute=round(slope, 3))
+
+
+def early_stopping(latency_ms: Sequence[float]) -> EarlyStopping | None:
+    """MLPerf Inference's early stopping estimate of the 90th percentile in single stream; None below 64 samples.
+
+    It is the t-th largest of n latencies, for the largest t with P(Binomial(n, 0.1) <= t) <= 1 % (LoadGen, `early_stopping.cc`).
+    """
+    n, over = len(latency_ms), 1 - _MLPERF_PERCENTILE
+    probability, t = 0.0, -1
+    while t < n:
+        log_p = math.lgamma(n + 1) - math.lgamma(t + 2) - math.lgamma(n - t) + (t + 1) * math.log(over) + (n - t - 1) * math.log1p(-over)
+        probability += math.exp(log_p)
+        if probability > 1 - _MLPERF_CONFIDENCE:
+            break
+        t += 1
+    if t < 1:
+        return None
+    return EarlyStopping(p90_ms=round(sorted(latency_ms)[n - t], 4), discarded=t - 1)
+
+
+def invalid_reasons(mode: Mode, samples: DeviceSamples, summary: Summary, found: Parity | None) -> tuple[str, ...]:
     """Why a measurement does not count; empty if it does."""
-    reasons = []
+    reasons, limits = [], MODES[mode]
+    if samples.device.emulated:
+        reasons.append("emulated: the numbers say nothing about a device")
     if len(samples.warmup_ms) < MIN_WARMUP_RUNS:
         reasons.append(f"{len(samples.warmup_ms)} warm-up runs, {MIN_WARMUP_RUNS} are needed")
-    if summary.n < MIN_SAMPLES:
-        reasons.append(f"{summary.n} samples, {MIN_SAMPLES} are needed")
-    if summary.seconds < MIN_SECONDS:
-        reasons.append(f"{summary.seconds:.2f} s of timed runs, {MIN_SECONDS:g} s are needed")
+    if summary.n < limits.samples:
+        reasons.append(f"{summary.n} samples, {limits.samples} are needed")
+    if summary.seconds < limits.seconds:
+        reasons.append(f"{summary.seconds:.2f} s of timed runs, {limits.seconds:g} s are needed")
+    if summary.cv_percent > UNSTABLE_CV_PERCENT and mode != "sustained":
+        reasons.append(f"unstable: CV {summary.cv_percent:.1f} %, {UNSTABLE_CV_PERCENT:g} % is allowed")
+    before = next((s for s in samples.states if s.moment == "before"), None)
+    if before and before.thermal not in ("nominal", "unknown"):
+        reasons.append(f"the device was warm at the start (thermal state {before.thermal}); let it cool down")
+    if any(s.low_power for s in samples.states):
+        reasons.append("low-power mode was on; switch it off")
     if found is None:
         reasons.append("no output was compared with the model")
     elif not found.passed:

@@ -1,7 +1,7 @@
-"""This machine as a device: one process a measurement, all loaded, only one running at a time, in short turns of random order.
+"""This machine as a device: one process a measurement, all loaded, only one running at a time; for `burst` in short turns of random order.
 
-Turns make ratios fair: whatever slows the machine down for a while slows all measurements alike. All models of a call are in memory
-at the same time; measure in several calls where that is too much.
+Turns make ratios fair: whatever slows the machine down for a while slows all measurements alike. In the other modes a turn is the whole
+measurement. All models of a call are in memory at the same time; measure in several calls where that is too much.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from pydantic import ValidationError
 
 from mobileclip import errors
-from mobileclip.benchmark.protocol import BenchRequest, DeviceError, DeviceSamples, Environment
+from mobileclip.benchmark.protocol import BenchRequest, DeviceError, DeviceInfo, DeviceSamples, DeviceState
 from mobileclip.errors import MobileClipError
 
 BLOCK_SECONDS, BLOCK_SAMPLES = 0.5, 4
-"""A turn lasts until both are reached."""
+"""A turn of `burst` lasts until both are reached."""
+LONG_BLOCK_SECONDS = 5.0
+"""The other modes report so often, without a pause."""
 TIMEOUT_S = 300.0
 """For one answer of a worker; loading a large model on a busy machine is the longest."""
 MAX_ANSWER_CHARS = 64 * 2**20
+
+_COLUMNS = ("latency_ms", "start_ms", "wait_ms", "kept")
 
 Progress = Callable[[str], None]
 
@@ -43,24 +47,23 @@ class Job:
     request: BenchRequest
     bundle: Path
     inputs: Path
-    """NumPy file, (inputs, ...) of the artifact's dtype."""
+    """What `request.inputs` names."""
 
 
 @dataclass
-class _Progressing:
+class _Collected:
     """What has been collected for one job so far."""
 
     loaded: dict[str, Any] = field(default_factory=dict)
-    warmup_ms: list[float] = field(default_factory=list)
-    latency_ms: list[float] = field(default_factory=list)
-    wait_ms: list[float] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
     block_samples: list[int] = field(default_factory=list)
-    kept: list[dict[str, Any]] = field(default_factory=list)
+    states: list[DeviceState] = field(default_factory=list)
 
     def share(self, request: BenchRequest) -> float:
         """How much of what was asked for is there; 1 is enough."""
-        seconds = sum(self.latency_ms) / 1e3
-        return min(len(self.latency_ms) / request.min_samples, seconds / request.min_seconds if request.min_seconds else 1.0, 1.0)
+        latency_ms = self.columns["latency_ms"]
+        seconds = sum(latency_ms) / 1e3
+        return min(len(latency_ms) / request.min_samples, seconds / request.min_seconds if request.min_seconds else 1.0, 1.0)
 
 
 class Worker:
@@ -154,7 +157,7 @@ def _workers(jobs: Sequence[Job], timeout_s: float) -> Iterator[list[Worker]]:
 def measure(
     jobs: Sequence[Job], *, seed: int = 0, timeout_s: float = TIMEOUT_S, progress: Progress = lambda _: None
 ) -> list[DeviceSamples | MobileClipError]:
-    """Measure all jobs, interleaved.
+    """Measure all jobs; those of mode `burst` interleaved.
 
     Args:
         jobs: What to measure.
@@ -174,8 +177,9 @@ class Rounds:
 
     def __init__(self, workers: Sequence[Worker], order: random.Random, progress: Progress) -> None:
         self._workers, self._order, self._progress = workers, order, progress
-        self._state = [_Progressing() for _ in workers]
+        self._collected = [_Collected() for _ in workers]
         self._ended: dict[int, DeviceSamples | MobileClipError] = {}
+        self._told = -1
 
     def run(self) -> list[DeviceSamples | MobileClipError]:
         """Load all, warm all up, then take turns."""
@@ -183,15 +187,17 @@ class Rounds:
             self._try(i, self._load)
         for i in self._open:
             self._try(i, self._warm_up)
-        told = -1
         while remaining := self._open:
-            if (done := self._percent_done() // 10 * 10) > told:
-                told = done
-                self._progress(f"timing {len(self._workers)} measurement(s) in turns: {done} % done")
+            self._tell()
             self._order.shuffle(remaining)
             for i in remaining:
                 self._try(i, self._turn)
         return [self._ended[i] for i in range(len(self._workers))]
+
+    def _tell(self) -> None:
+        if (done := self._percent_done() // 10 * 10) > self._told:
+            self._told = done
+            self._progress(f"timing {len(self._workers)} measurement(s): {done} % done")
 
     @property
     def _open(self) -> list[int]:
@@ -199,18 +205,18 @@ class Rounds:
 
     def _percent_done(self) -> int:
         shares = [
-            1.0 if i in self._ended else state.share(w.job.request)
-            for i, (w, state) in enumerate(zip(self._workers, self._state, strict=True))
+            1.0 if i in self._ended else collected.share(w.job.request)
+            for i, (w, collected) in enumerate(zip(self._workers, self._collected, strict=True))
         ]
         return int(100 * sum(shares) / len(shares))
 
-    def _try(self, i: int, step: Callable[[Worker, _Progressing], DeviceSamples | None]) -> None:
+    def _try(self, i: int, step: Callable[[Worker, _Collected], DeviceSamples | None]) -> None:
         worker = self._workers[i]
         try:
-            done = step(worker, self._state[i])
+            done = step(worker, self._collected[i])
         except MobileClipError as e:
             self._ended[i] = e
-        except (KeyError, TypeError, ValidationError) as e:
+        except (KeyError, TypeError, ArithmeticError, ValidationError) as e:
             first = next(iter(str(e).splitlines()), "")
             self._ended[i] = worker._error(f"an answer has the wrong form ({type(e).__name__}: {first[:120]})")
         else:
@@ -219,57 +225,79 @@ class Rounds:
             self._ended[i] = done
         worker.close()
 
-    def _load(self, worker: Worker, state: _Progressing) -> None:
+    def _load(self, worker: Worker, collected: _Collected) -> None:
         self._progress(f"loading {worker.job.request.label}")
         request = worker.job.request.model_dump(mode="json")
-        state.loaded = worker.ask("load", request=request, bundle=str(worker.job.bundle), inputs=str(worker.job.inputs))
+        collected.loaded = worker.ask("load", request=request, bundle=str(worker.job.bundle), inputs=str(worker.job.inputs))
 
-    def _warm_up(self, worker: Worker, state: _Progressing) -> None:
+    def _warm_up(self, worker: Worker, collected: _Collected) -> None:
         self._progress(f"warming up {worker.job.request.label}")
-        state.warmup_ms = worker.ask("warm_up")["warmup_ms"]
+        collected.loaded["warmup_ms"] = worker.ask("warm_up")["warmup_ms"]
 
-    def _turn(self, worker: Worker, state: _Progressing) -> DeviceSamples | None:
-        request = worker.job.request
-        answer = worker.ask("block", seconds=min(BLOCK_SECONDS, request.min_seconds), samples=min(BLOCK_SAMPLES, request.min_samples))
-        if not answer["latency_ms"] or not all(v > 0 for v in answer["latency_ms"]):
-            raise TypeError("latency_ms must hold positive numbers")
-        state.latency_ms += answer["latency_ms"]
-        state.wait_ms += answer["wait_ms"]
-        state.block_samples.append(len(answer["latency_ms"]))
-        state.kept += answer["kept"]
-        if state.share(request) < 1:
+    def _turn(self, worker: Worker, collected: _Collected) -> DeviceSamples | None:
+        request, latency_ms = worker.job.request, collected.columns["latency_ms"]
+        if not latency_ms:
+            collected.states.append(state("before"))
+        before = len(latency_ms)
+        if request.mode == "burst":
+            self._block(worker, collected, BLOCK_SECONDS, BLOCK_SAMPLES)
+        else:
+            while collected.share(request) < 1:
+                self._block(worker, collected, LONG_BLOCK_SECONDS, 1)
+                self._tell()
+        collected.block_samples.append(len(latency_ms) - before)
+        if collected.share(request) < 1:
             return None
-        collected = {
-            "warmup_ms": state.warmup_ms,
-            "latency_ms": state.latency_ms,
-            "wait_ms": state.wait_ms,
-            "block_samples": state.block_samples,
-            "kept": state.kept,
-        }
-        return DeviceSamples.model_validate(state.loaded | worker.ask("finish") | collected)
+        return DeviceSamples.model_validate(
+            {
+                **collected.loaded, **collected.columns, "peak_memory_bytes": worker.ask("finish")["peak_memory_bytes"],
+                "provider": request.provider, "device": device(), "states": [*collected.states, state("after")],
+                "block_samples": collected.block_samples,
+            }
+        )  # fmt: skip
+
+    def _block(self, worker: Worker, collected: _Collected, seconds: float, samples: int) -> None:
+        request = worker.job.request
+        answer = worker.ask("block", seconds=min(seconds, request.min_seconds), samples=min(samples, request.min_samples))
+        if not answer["latency_ms"] or not all(v > 0 for v in answer["latency_ms"]):
+            raise TypeError("latency_ms must hold positive numbers")  # else it would never end
+        for name in _COLUMNS:
+            collected.columns[name] += answer[name]
 
 
-def environment() -> Environment:
+def device() -> DeviceInfo:
     """What this machine is."""
-    return Environment(
-        device="host",
-        cpu=_cpu_model(),
+    return DeviceInfo(
+        name="host",
+        model=_cpu_model(),
+        os=_os_name(),
         architecture=platform.machine(),
         logical_cores=os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        os=_os_name(),
-        python=platform.python_version(),
-        load_average_1m=round(os.getloadavg()[0], 2),
+        emulated=sys.platform == "darwin" and _sysctl("sysctl.proc_translated") == "1",  # an Intel Python on Apple silicon
     )
+
+
+def state(moment: Literal["before", "during", "after"]) -> DeviceState:
+    """How busy it is."""
+    return DeviceState(moment=moment, load_average_1m=round(os.getloadavg()[0], 2))
 
 
 def _cpu_model() -> str:
     if sys.platform == "darwin":
-        asked = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        return asked.stdout.strip() or platform.processor()
+        return _sysctl("machdep.cpu.brand_string") or platform.processor()
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
+
+
+def _sysctl(name: str) -> str:
+    """A value of a Mac's kernel; empty if it has none of that name."""
+    try:
+        asked = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip()
 
 
 def _os_name() -> str:

@@ -3,11 +3,11 @@
 Commands come as JSON lines on standard input, each is answered by one JSON line on what was standard output at the start; whatever
 a library prints goes to standard error. The end of the input ends the process.
 
-    {"do": "load", "request": BenchRequest, "bundle": PATH, "inputs": PATH.npy}
-                                             -> {"engine", "load_ms", "first_run_ms", "baseline_rss_bytes"}
+    {"do": "load", "request": BenchRequest, "bundle": PATH, "inputs": PATH}
+                                             -> {"engine", "load_ms", "first_run_ms", "baseline_memory_bytes"}
     {"do": "warm_up"}                        -> {"warmup_ms": [...]}
-    {"do": "block", "seconds", "samples"}    -> {"latency_ms": [...], "wait_ms": [...], "kept": [KeptOutput, ...]}
-    {"do": "finish"}                         -> {"peak_rss_bytes"}
+    {"do": "block", "seconds", "samples"}    -> {"latency_ms": [...], "start_ms": [...], "wait_ms": [...], "kept": [KeptOutput, ...]}
+    {"do": "finish"}                         -> {"peak_memory_bytes"}
     anything that fails                      -> {"error": CLASS, "exit_code", "message"}
 """
 
@@ -17,14 +17,15 @@ import gc
 import importlib
 import json
 import os
-import random
 import sys
 import time
 from pathlib import Path
 from typing import IO, Any
 
 REFRESH_SECONDS = 0.02
-"""Untimed runs at the start of a block, one at least: others ran before it and took the caches."""
+"""Untimed runs at the start of a block, one at least, if others ran before it and took the caches."""
+PAUSE_SECONDS = 0.05
+"""So long after its last run others may have run."""
 
 
 _LIBRARIES = {
@@ -47,17 +48,15 @@ class Measurement:
 
         self.request = BenchRequest.model_validate(request)
         opened = Bundle.open(Path(bundle))
-        artifact = opened.artifact(self.request.target, self.request.tower)
-        rows, batch = np.load(inputs), artifact.input.shape[0]
+        shape = self.request.input.shape
+        rows = np.fromfile(inputs, self.request.input.dtype).reshape(self.request.rows, *shape[1:])
+        batch = shape[0]
         self._batches = [rows[(first + np.arange(batch)) % len(rows)] for first in range(0, len(rows), batch)]
-        self._batch, self._next, self._timed = batch, 0, 0
-        self._random = random.Random(self.request.seed)
-        self._stride = max(round(1 / self.request.parity_share), 1)
-        self._keep_next = 0
+        self._batch, self._next, self._timed, self._first_ns, self._last_ns = batch, 0, 0, 0, 0
         self._wait = RunQueueWait()
         for library in _LIBRARIES[self.request.target]:
             importlib.import_module(library)
-        self.baseline_rss_bytes = peak_rss_bytes()
+        self.baseline_memory_bytes = peak_rss_bytes()
         start = time.perf_counter_ns()
         self._session = load(opened, self.request.target, self.request.tower, self.request.threads)
         self.load_ms = _ms(time.perf_counter_ns() - start)
@@ -71,35 +70,41 @@ class Measurement:
         value, run = self._batches[index], self._session.run
         start = time.perf_counter_ns()
         output = run(value)
-        return _ms(time.perf_counter_ns() - start), index, output
+        self._last_ns = time.perf_counter_ns()
+        return _ms(self._last_ns - start), index, output
 
     def warm_up(self) -> list[float]:
         """The warm-up runs, ms each."""
         return [self._run()[0] for _ in range(self.request.warmup_runs)]
 
+    def _refresh(self) -> None:
+        until = time.perf_counter() + REFRESH_SECONDS
+        self._run()
+        while time.perf_counter() < until:
+            self._run()
+
     def block(self, seconds: float, samples: int) -> dict[str, Any]:
-        """Timed runs until both minima are reached, how long each waited for a core, and the outputs kept of them."""
+        """Timed runs until both minima are reached: when each began, how long it waited for a core, and the outputs kept of them."""
         from mobileclip.benchmark.protocol import KeptOutput
 
-        refresh_until = time.perf_counter() + REFRESH_SECONDS
-        self._run()
-        while time.perf_counter() < refresh_until:
-            self._run()
-        latency_ms: list[float] = []
-        wait_ms: list[float] = []
-        kept: list[dict[str, Any]] = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(latency_ms) < samples:
+        if time.perf_counter_ns() - self._last_ns > 1e9 * PAUSE_SECONDS:
+            self._refresh()
+        columns: dict[str, list[Any]] = {"latency_ms": [], "start_ms": [], "wait_ms": [], "kept": []}
+        timed_ms = 0.0
+        while timed_ms < 1e3 * seconds or len(columns["latency_ms"]) < samples:
             waited_before_ns = self._wait.total_ns()
+            start_ns = time.perf_counter_ns()
+            self._first_ns = self._first_ns or start_ns
+            columns["start_ms"].append(_ms(start_ns - self._first_ns))
             elapsed_ms, index, output = self._run()
-            wait_ms.append(_ms(self._wait.total_ns() - waited_before_ns))
-            latency_ms.append(elapsed_ms)
-            if self._timed == self._keep_next:
-                kept.append(KeptOutput.of(self._timed, index * self._batch, output.copy()).model_dump())
-                # One of each group at random: a fixed step could meet the same few inputs over and over.
-                self._keep_next = (self._timed // self._stride + 1) * self._stride + self._random.randrange(self._stride)
+            if self._wait.known:
+                columns["wait_ms"].append(_ms(self._wait.total_ns() - waited_before_ns))
+            columns["latency_ms"].append(elapsed_ms)
+            timed_ms += elapsed_ms
+            if self.request.keeps(self._timed):
+                columns["kept"].append(KeptOutput.of(self._timed, index * self._batch, output.copy()).model_dump())
             self._timed += 1
-        return {"latency_ms": latency_ms, "wait_ms": wait_ms if self._wait.known else [], "kept": kept}
+        return columns
 
 
 class RunQueueWait:
@@ -143,14 +148,14 @@ def _answer(command: dict[str, Any], state: list[Measurement]) -> dict[str, Any]
                 "engine": measurement.engine,
                 "load_ms": measurement.load_ms,
                 "first_run_ms": measurement.first_run_ms,
-                "baseline_rss_bytes": measurement.baseline_rss_bytes,
+                "baseline_memory_bytes": measurement.baseline_memory_bytes,
             }
         case "warm_up":
             return {"warmup_ms": state[0].warm_up()}
         case "block":
             return state[0].block(command["seconds"], command["samples"])
         case "finish":
-            return {"peak_rss_bytes": peak_rss_bytes()}
+            return {"peak_memory_bytes": peak_rss_bytes()}
         case other:
             raise ValueError(f"unknown command {other!r}")
 

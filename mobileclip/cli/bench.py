@@ -20,12 +20,15 @@ def bench(
     runtime: list[str] = typer.Option([], help="onnx, executorch or coreml; may be given again. All that can run here by default."),
     tower: str = typer.Option("both", help="image, text or both."),
     threads: int = typer.Option(1, min=1, help="Threads of each measurement."),
-    seconds: float = typer.Option(10.0, help="Least timed seconds of each measurement; a result below 10 is marked not valid."),
-    samples: int = typer.Option(100, help="Least number of timed runs of each; a result below 100 is marked not valid."),
+    mode: str = typer.Option("burst", help="burst, sustained (without a pause, to see it warm up) or mlperf (single stream)."),
+    seconds: float | None = typer.Option(
+        None, help="Least timed seconds of each; by default what a valid result needs: 10, not in burst 60."
+    ),
+    samples: int | None = typer.Option(None, help="Least timed runs of each; by default what a valid result needs: 100, in mlperf 1024."),
     out: Path = typer.Option(Path("results"), "--out", "-o", help="Folder for the results, or one file that ends in .json."),
     json_output: JsonOption = False,
 ) -> None:
-    """Measure bundles, each artifact in its own process, all interleaved so that ratios are fair. Example:
+    """Measure bundles, each artifact in its own process; in burst all in turns, so that ratios are fair. Example:
     mobileclip bench mobileclip_nano-fp32 --runtime onnx --threads 2
 
     All models are in memory at the same time; give fewer bundles in one call where that is too much.
@@ -41,15 +44,17 @@ def bench(
     chosen = bundles or benchmark.find_bundles(Path())
     with output.progress(json_output=json_output) as progress:
         run = benchmark.bench(
-            chosen, device=device, runtimes=runtime, towers=towers, threads=threads, seconds=seconds, samples=samples, progress=progress
-        )
+            chosen, device=device, runtimes=runtime, towers=towers, threads=threads, mode=mode, seconds=seconds, samples=samples,
+            progress=progress,
+        )  # fmt: skip
     paths = benchmark.save(run, out)
     if json_output:
         output.print_json(run.model_dump(mode="json"))
     else:
         if run.results:
-            output.print_table(f"{threads} thread(s) on {run.results[0].environment.cpu}", COLUMNS, benchmark.table(run.results))
-        for line in (*run.skipped, *(f"saved {path}" for path in paths)):
+            output.print_table(f"{threads} thread(s) on {run.results[0].device.model}", COLUMNS, benchmark.table(run.results))
+        courses = [line for result in run.results if (line := benchmark.course(result))]
+        for line in (*courses, *run.skipped, *(f"saved {path}" for path in paths)):
             output.print_line(line)
     for failure in run.failures:
         output.print_error(f"{failure.bundle} {failure.target} {failure.tower}: {failure.message}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from mobileclip.benchmark.bench import tower_inputs
+from mobileclip.benchmark.protocol import BenchRequest, DeviceSamples
 from mobileclip.export import bundle as b
 from mobileclip.export.verify.dataset import dataset_sha256
 from mobileclip.tokenizer import Tokenizer
@@ -117,6 +118,34 @@ def _manifest(folder: Path, batch: int, extra: tuple[b.ArtifactInfo, ...]) -> b.
         reference=b.file_entry(folder, reference) if reference.exists() else entry[b.TOKENIZER],
         golden=b.file_entry(folder, golden), parity=parity, tools={"onnx": onnx.__version__},
     )  # fmt: skip
+
+
+def request(**changes: object) -> BenchRequest:
+    """A request for the image tower of `write_bundle`."""
+    value = {
+        "bundle": "b", "target": "onnx", "tower": "image", "artifact": "image.onnx", "inputs": "inputs.bin", "rows": 3,
+        "input": {"name": "image", "dtype": "float32", "shape": (1, 3, SIDE, SIDE)},
+        "output": {"name": "embedding", "dtype": "float32", "shape": (1, EMBED_DIM)},
+        "provider": "cpu", "threads": 1, "min_samples": 100, "min_seconds": 10, "keep": (3,), "keep_of": 20,
+    }  # fmt: skip
+    return BenchRequest.model_validate(value | changes)
+
+
+def device_samples(latency_ms: Sequence[float], **changes: object) -> DeviceSamples:
+    """What a quiet machine gives back."""
+    value = {
+        "engine": "onnxruntime 1", "provider": "cpu", "device": {"name": "host", "model": "x", "os": "x"}, "states": (), "load_ms": 1,
+        "first_run_ms": 1, "warmup_ms": (1.0,) * 10, "latency_ms": tuple(latency_ms), "block_samples": (len(latency_ms),), "kept": (),
+    }  # fmt: skip
+    return DeviceSamples.model_validate(value | changes)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Three pictures of nothing, as `request` wants them."""
+    path = tmp_path / "inputs.bin"
+    np.zeros((3, 3, SIDE, SIDE), "<f4").tofile(path)
+    return path
 
 
 @pytest.fixture(scope="session")

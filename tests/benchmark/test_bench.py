@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -13,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobileclip.benchmark import bench as module
-from mobileclip.benchmark.bench import bench, check_device, find_bundles, read_results, save
+from mobileclip.benchmark.bench import bench, check_device, course, find_bundles, read_results, save
 from mobileclip.benchmark.compare import compare
 from mobileclip.benchmark.devices import host
-from mobileclip.benchmark.protocol import BenchRequest, BenchRun, DeviceError
+from mobileclip.benchmark.protocol import BenchRun, DeviceError
 from mobileclip.errors import BundleError, InputError, MissingToolError
 from mobileclip.export.bundle import ArtifactInfo, FileEntry, TensorInfo
+from tests.benchmark.conftest import request
 
 QUICK = {"seconds": 0.02, "samples": 40, "warmup_runs": 10}
 CLI = [sys.executable, "-c", "from mobileclip.cli import main as m; m.COMMANDS = ('bench', 'compare', 'report'); m.main()"]
@@ -34,28 +35,54 @@ def test_both_towers_are_measured_and_checked(run: BenchRun) -> None:
     assert [r.label for r in run.results] == ["tiny onnx image", "tiny onnx text"]
     assert run.failures == run.skipped == ()
     for r in run.results:
-        assert len(r.warmup_ms) == 10
-        assert r.summary.n == len(r.latency_ms) == sum(r.block_samples) >= 40
-        assert len(r.wait_ms) == (len(r.latency_ms) if sys.platform == "linux" else 0)
+        got = r.samples
+        assert len(got.warmup_ms) == 10
+        assert r.summary.n == len(got.latency_ms) == len(got.start_ms) == sum(got.block_samples) >= 40
+        assert all(start + ms <= after + 1e-3 for start, ms, after in zip(got.start_ms, got.latency_ms, got.start_ms[1:], strict=False))
+        assert len(got.wait_ms) == (len(got.latency_ms) if sys.platform == "linux" else 0)
+        assert got.kept == ()
         assert r.parity is not None
         assert r.parity.passed
         assert 0.04 <= r.parity.n / r.summary.n <= 0.08
-        assert r.load_ms > 0
-        assert r.first_run_ms > 0
-        assert 10e6 < r.baseline_rss_bytes <= r.peak_rss_bytes < 1e9
+        assert got.load_ms > 0
+        assert got.first_run_ms > 0
+        assert 10e6 < got.baseline_memory_bytes <= got.peak_memory_bytes < 1e9
         assert not r.valid
-        assert re.fullmatch(r"0\.\d+ s of timed runs, 10 s are needed", r.reasons[0])
-        assert r.engine.startswith("onnxruntime ")
-        assert r.environment.cpu
+        assert any(re.fullmatch(r"0\.\d+ s of timed runs, 10 s are needed", reason) for reason in r.reasons)
+        assert got.engine.startswith("onnxruntime ")
+        assert (r.device.name, r.device.emulated, got.provider) == ("host", False, "cpu")
+        assert r.device.model
+        assert [s.moment for s in got.states] == ["before", "after"]
         assert r.interleaved == 2
 
 
 def test_real_samples_equal_themselves_and_not_themselves_slowed_down(run: BenchRun) -> None:
     a = run.results[0]
     assert compare(a, a).verdict == "no difference"
-    slow = tuple(3 * v for v in a.latency_ms)  # far above the noise of a busy machine
-    waits = tuple(3 * v for v in a.wait_ms)
-    assert compare(a, a.model_copy(update={"latency_ms": slow, "wait_ms": waits})).verdict == "slower"
+    slow = {name: tuple(3 * v for v in getattr(a.samples, name)) for name in ("latency_ms", "wait_ms")}  # far above a busy machine's noise
+    assert compare(a, a.model_copy(update={"samples": a.samples.model_copy(update=slow)})).verdict == "slower"
+
+
+def test_a_sustained_measurement_is_one_turn_of_windows(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "LONG_BLOCK_SECONDS", 0.02)  # the worker answers more often than the turn ends
+    found = bench([tiny_bundle], towers=["text"], mode="sustained", seconds=0.2, samples=5).results[0]
+    assert len(found.samples.block_samples) == found.interleaved == 1
+    gaps = np.diff(found.samples.start_ms) - found.samples.latency_ms[:-1]
+    assert np.median(gaps) < 1, "without a pause"
+    assert found.mlperf is None
+    assert found.sustained is not None
+    assert sum(w.n for w in found.sustained.windows) == found.summary.n
+    assert any("60 s are needed" in reason for reason in found.reasons)
+    assert re.fullmatch(r"tiny onnx text: p50 \d\.\d{3} ms in the first 5 s, .* \(from 0 s on\), \+0\.0 % a minute", course(found) or "")
+
+
+def test_mlperf_estimates_its_percentile(tiny_bundle: Path) -> None:
+    found = bench([tiny_bundle], towers=["text"], mode="mlperf", seconds=0.02, samples=80).results[0]
+    assert found.sustained is None
+    assert found.mlperf is not None
+    assert found.mlperf.p90_ms >= found.summary.p90_ms
+    assert course(found) == f"tiny onnx text: p90 {found.mlperf.p90_ms:.3f} ms by MLPerf's early stopping, n {found.summary.n}"
+    assert any("60 s are needed" in reason for reason in found.reasons)
 
 
 def test_batches_wrap_around_and_still_match(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
@@ -64,6 +91,24 @@ def test_batches_wrap_around_and_still_match(build_bundle: Callable[..., Path], 
     assert found.parity is not None
     assert found.parity.passed
     assert found.parity.n % 5 == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda got: {"kept": got.kept[1:]}, "other outputs were kept"),
+        (lambda got: {"kept": (got.kept[0],) * len(got.kept)}, "other outputs were kept"),
+        (lambda got: {"kept": (got.kept[0].model_copy(update={"first_input": 10**30}), *got.kept[1:])}, "input 1000"),
+        (lambda got: {"start_ms": ()}, "needs its start"),
+    ],
+)
+def test_answers_that_do_not_fit_together_are_failures(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, change, message: str) -> None:
+    measure = host.measure
+    monkeypatch.setattr(host, "measure", lambda *a, **k: [got.model_copy(update=change(got)) for got in measure(*a, **k)])
+    found = bench([tiny_bundle], towers=["text"], mode="sustained", seconds=0.02, samples=40)
+    assert not found.results
+    assert message in found.failures[0].message
+    assert found.failures[0].exit_code == 4
 
 
 def test_wrong_outputs_are_not_valid(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
@@ -98,8 +143,10 @@ def test_coreml_is_never_timed_off_a_mac(build_bundle: Callable[..., Path], tmp_
         ({"runtimes": ["executorch"]}, InputError, "has no executorch artifact; it holds: onnx"),
         ({"device": "hots"}, InputError, "did you mean 'host'"),
         ({"device": "iphone12"}, MissingToolError, "cannot be reached by this version"),
+        ({"mode": "brust"}, InputError, "did you mean 'burst'"),
         ({"threads": 0}, InputError, "1 or more"),
         ({"seconds": float("nan")}, InputError, "0 or more"),
+        ({"seconds": 601, "mode": "sustained"}, InputError, "600 s at most"),
     ],
 )
 def test_bad_options_are_named(tiny_bundle: Path, options: dict, kind: type, message: str) -> None:
@@ -129,7 +176,7 @@ def test_equal_folder_names_are_told_apart(tiny_bundle: Path, tmp_path: Path) ->
 
 def test_results_survive_saving(run: BenchRun, tmp_path: Path) -> None:
     paths = save(run, tmp_path / "results")
-    assert [p.name for p in paths] == ["tiny-onnx-image-host-1t.json", "tiny-onnx-text-host-1t.json"]
+    assert [p.name for p in paths] == ["tiny-onnx-image-host-cpu-1t.json", "tiny-onnx-text-host-cpu-1t.json"]
     assert read_results(tmp_path / "results") == list(run.results)
     assert read_results(paths[0]) == [run.results[0]]
     assert save(run, tmp_path / "all.json") == [tmp_path / "all.json"]
@@ -142,8 +189,8 @@ def test_results_survive_saving(run: BenchRun, tmp_path: Path) -> None:
         (b"", "is not a result"),
         (b"[" * 100_000, "is not a result"),
         (b"[1]", "is not a result"),
-        (b'{"latency_ms": [1], "schema_version": 2}', "schema version 2 is unknown"),
-        (b'{"latency_ms": [1], "schema_version": 1}', "field 'toolkit_version'"),
+        (b'{"latency_ms": [1], "schema_version": 1}', "schema version 1 is unknown"),
+        (b'{"samples": [1], "schema_version": 2}', "field 'toolkit_version'"),
         (b"\xff\xfe", "is not a result"),
     ],
 )
@@ -154,8 +201,11 @@ def test_foreign_files_are_refused(content: bytes, message: str, tmp_path: Path)
         read_results(file)
 
 
+MISFORMED = {"warmup_ms": [], "latency_ms": [], "start_ms": [0.0], "wait_ms": [], "kept": [], "peak_memory_bytes": 1}
+
+
 def worker(bundle: Path, script: str, timeout_s: float = 20) -> host.Worker:
-    job = host.Job(BenchRequest(bundle=bundle.name, target="onnx", tower="image", threads=1), bundle, bundle / "none.npy")
+    job = host.Job(request(bundle=bundle.name), bundle, bundle / "none.bin")
     return host.Worker(job, timeout_s, [sys.executable, "-c", script])
 
 
@@ -171,16 +221,14 @@ def worker(bundle: Path, script: str, timeout_s: float = 20) -> host.Worker:
         ("print('[1]', flush=True); input()", 20, "not valid JSON"),
         ("import json; print(json.dumps({'error': 'DeviceError', 'message': 'odd'}), flush=True); input()", 20, "odd"),
         ("[print('{}', flush=True) for _ in range(9)]; input()", 20, "wrong form"),
-        ('[print(\'{"warmup_ms": [], "latency_ms": []}\', flush=True) for _ in range(9)]; input()', 20, "wrong form"),
+        (f"[print({json.dumps(MISFORMED)!r}, flush=True) for _ in range(9)]; input()", 20, "must hold positive numbers"),
+        (f"[print({json.dumps(MISFORMED | {'latency_ms': [-1.0]})!r}, flush=True) for _ in range(9)]; input()", 20, "positive numbers"),
+        (f"[print({json.dumps(MISFORMED | {'latency_ms': [10**400]})!r}, flush=True) for _ in range(9)]; input()", 20, "wrong form"),
     ],
 )
-def test_a_bad_worker_is_named_and_the_others_go_on(tiny_bundle: Path, tmp_path: Path, script: str, timeout_s: float, message: str) -> None:
-    import random
-
-    inputs = tmp_path / "inputs.npy"
-    np.save(inputs, np.zeros((3, 3, 64, 64), np.float32))
-    request = BenchRequest(bundle="good", target="onnx", tower="image", threads=1, min_samples=5, min_seconds=0, warmup_runs=1)
-    workers = [worker(tiny_bundle, script, timeout_s), host.Worker(host.Job(request, tiny_bundle, inputs), 60)]
+def test_a_bad_worker_is_named_and_the_others_go_on(tiny_bundle: Path, inputs: Path, script: str, timeout_s: float, message: str) -> None:
+    small = request(min_samples=5, min_seconds=0, warmup_runs=1)
+    workers = [worker(tiny_bundle, script, timeout_s), host.Worker(host.Job(small, tiny_bundle, inputs), 60)]
     try:
         bad, good = host.Rounds(workers, random.Random(0), lambda _: None).run()
     finally:
@@ -196,8 +244,8 @@ def test_a_bad_worker_is_named_and_the_others_go_on(tiny_bundle: Path, tmp_path:
 def test_a_worker_killed_half_way_leaves_the_other_results(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     warm_up = host.Rounds._warm_up
 
-    def kill_image(self: host.Rounds, w: host.Worker, state: host._Progressing) -> None:
-        warm_up(self, w, state)
+    def kill_image(self: host.Rounds, w: host.Worker, collected: host._Collected) -> None:
+        warm_up(self, w, collected)
         if w.job.request.tower == "image":
             os.kill(w._process.pid, signal.SIGKILL)
 
@@ -209,28 +257,22 @@ def test_a_worker_killed_half_way_leaves_the_other_results(tiny_bundle: Path, mo
     assert len(save(found, tmp_path)) == 1
 
 
-def test_what_the_worker_reports_keeps_its_class(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_the_worker_reports_keeps_its_class(build_bundle: Callable[..., Path], tmp_path: Path, inputs: Path) -> None:
     folder = build_bundle(tmp_path / "b")
-    opened = module.Bundle.open(folder)
-    inputs = tmp_path / "inputs.npy"
-    np.save(inputs, module.tower_inputs(opened, "image"))
     (folder / "image.onnx").write_bytes(b"changed")
-    request = BenchRequest(bundle="b", target="onnx", tower="image", threads=1)
-    (error,) = host.measure([host.Job(request, folder, inputs)])
+    (error,) = host.measure([host.Job(request(), folder, inputs)])
     assert isinstance(error, BundleError)
     assert "was changed after the export" in str(error)
 
 
-def test_library_output_on_stdout_does_not_reach_the_protocol(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_library_output_on_stdout_does_not_reach_the_protocol(tiny_bundle: Path, inputs: Path) -> None:
     script = (
         "import os, sys, mobileclip.export.runtimes.onnx as o; old = o.OnnxSession.run\n"
         "def run(self, v): print('noise'); sys.stdout.flush(); os.write(1, b'raw noise\\n'); return old(self, v)\n"
         "o.OnnxSession.run = run\n"
         "from mobileclip.benchmark.devices import host_worker as w; w.main()"
     )
-    inputs = tmp_path / "inputs.npy"
-    np.save(inputs, np.zeros((3, 3, 64, 64), np.float32))
-    job = host.Job(BenchRequest(bundle="b", target="onnx", tower="image", threads=1), tiny_bundle, inputs)
+    job = host.Job(request(), tiny_bundle, inputs)
     w = host.Worker(job, 60, [sys.executable, "-c", script])
     try:
         loaded = w.ask("load", request=job.request.model_dump(mode="json"), bundle=str(tiny_bundle), inputs=str(inputs))
@@ -248,6 +290,9 @@ def test_the_commands_work_together(tiny_bundle: Path, tmp_path: Path) -> None:
     done = cli("bench", tiny_bundle, "--seconds", 0.02, "--samples", 20, "--json", "-o", "all.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["results"]) == 2
+    done = cli("bench", tiny_bundle, "--mode", "mlperf", "--tower", "text", "--seconds", 0.02, "--samples", 80, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "by MLPerf's early stopping" in " ".join(done.stdout.split())
     compared = cli("compare", "all.json", "all.json", "--json", cwd=tmp_path)
     assert [c["verdict"] for c in json.loads(compared.stdout)["comparisons"]] == ["no difference"] * 2
     assert "no difference" in cli("compare", "all.json", "all.json", cwd=tmp_path).stdout
@@ -263,6 +308,7 @@ def test_the_commands_work_together(tiny_bundle: Path, tmp_path: Path) -> None:
         (["bench", "--device", "hozt"], 2, "did you mean 'host'"),
         (["bench", "nowhere"], 2, "is not a bundle"),
         (["bench", "--tower", "imag"], 2, "did you mean 'image'"),
+        (["bench", "--mode", "mlpref"], 2, "did you mean 'mlperf'"),
         (["compare", "a.json", "b.json"], 2, "no such file"),
         (["report", "nowhere"], 2, "no such file"),
     ],

@@ -5,8 +5,9 @@ import pytest
 
 from mobileclip.benchmark import statistics
 from mobileclip.benchmark.compare import compare, compare_all
-from mobileclip.benchmark.protocol import BenchRequest, BenchResult, Environment, Measured
+from mobileclip.benchmark.protocol import BenchResult, Measured
 from mobileclip.errors import InputError
+from tests.benchmark.conftest import device_samples, request
 
 
 def series(seed: int, n: int) -> np.ndarray:
@@ -25,20 +26,17 @@ def series(seed: int, n: int) -> np.ndarray:
 def result(latency_ms: np.ndarray, wait_ms: np.ndarray | None = None, run_id: str = "a", **changes: object) -> BenchResult:
     values = tuple(float(v) for v in latency_ms.round(4))
     waits = () if wait_ms is None else tuple(float(v) for v in wait_ms.round(4))
-    request = BenchRequest(bundle="b", target=changes.get("target", "onnx"), tower=changes.get("tower", "image"), threads=1)
+    asked = request(target=changes.get("target", "onnx"), tower=changes.get("tower", "image"), mode=changes.get("mode", "burst"))
     return BenchResult(
-        toolkit_version="0", started_utc="2026-01-01T00:00:00Z", run_id=run_id, interleaved=1, request=request,
+        toolkit_version="0", started_utc="2026-01-01T00:00:00Z", run_id=run_id, interleaved=2, request=asked,
         measured=Measured(
             name="b", model="mobileclip_nano", form="open_clip", trained=False, precision="fp32", batch=1, normalize=True,
             bake_preprocessing=False, embed_dim=4, embedding_space=str(changes.get("space", "1" * 64)), weights_sha256="2" * 64,
             manifest_sha256="3" * 64, files=(),
         ),
-        environment=Environment(
-            device="host", cpu="x", architecture="x", logical_cores=2, memory_bytes=1, os="x", python="3", load_average_1m=0
-        ),
-        engine="onnxruntime 1", load_ms=1, first_run_ms=1, warmup_ms=(1.0,) * 10, latency_ms=values, wait_ms=waits,
-        block_samples=(len(values),), baseline_rss_bytes=1, peak_rss_bytes=2, summary=statistics.summarize(values, waits), parity=None,
-        valid=True, reasons=(), unstable=False,
+        samples=device_samples(values, wait_ms=waits), summary=statistics.summarize(values, waits), sustained=None, mlperf=None,
+        parity=None,
+        valid=True, reasons=(),
     )  # fmt: skip
 
 
@@ -74,6 +72,7 @@ def test_starved_measurements_need_a_large_difference_unless_interleaved() -> No
     assert found.verdict == "no difference"
     assert any("waited for a core" in remark for remark in found.remarks)
     assert compare(result(base), starved.model_copy(update={"run_id": "a"})).verdict == "slower"
+    assert compare(result(base), starved.model_copy(update={"run_id": "a", "interleaved": 1})).verdict == "no difference"
     assert compare(result(base), result(2 * base + waits, waits, run_id="b")).verdict == "slower"
 
 
@@ -82,15 +81,21 @@ def test_same_samples_give_the_same_verdict_twice() -> None:
     assert compare(a, b) == compare(a, b)
 
 
-@pytest.mark.parametrize(("change", "word"), [({"tower": "text"}, "towers"), ({"space": "9" * 64}, "embedding spaces")])
+@pytest.mark.parametrize(
+    ("change", "word"), [({"tower": "text"}, "towers"), ({"space": "9" * 64}, "embedding spaces"), ({"mode": "mlperf"}, "modes")]
+)
 def test_unlike_things_are_refused(change: dict[str, str], word: str) -> None:
     with pytest.raises(InputError, match=word):
         compare(result(series(0, 100)), result(series(1, 100), **change))
 
 
 def test_other_settings_are_remarked() -> None:
-    other = result(series(1, 100)).model_copy(update={"engine": "executorch 1", "valid": False, "reasons": ("too few",)})
-    assert compare(result(series(0, 100)), other).remarks == ("runtime differs: onnxruntime 1, executorch 1", "B is not valid: too few")
+    b = result(series(1, 100))
+    samples = b.samples.model_copy(update={"engine": "executorch 1", "provider": "xnnpack"})
+    other = b.model_copy(update={"samples": samples, "valid": False, "reasons": ("too few",)})
+    assert compare(result(series(0, 100)), other).remarks == (
+        "runtime differs: onnxruntime 1, executorch 1", "provider differs: cpu, xnnpack", "B is not valid: too few",
+    )  # fmt: skip
 
 
 def test_sets_are_matched_by_kind() -> None:

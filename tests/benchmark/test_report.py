@@ -12,7 +12,7 @@ from PIL import Image
 from mobileclip.benchmark import report
 from mobileclip.benchmark.bench import bench, save
 from mobileclip.benchmark.plots import Point, scatter
-from mobileclip.benchmark.protocol import BenchRun
+from mobileclip.benchmark.protocol import BenchRun, DeviceInfo
 from mobileclip.errors import InputError
 from mobileclip.export.bundle import Bundle
 from mobileclip.specs import REGISTRY
@@ -94,7 +94,9 @@ def test_all_text_is_escaped(run: BenchRun) -> None:
     first = run.results[0]
     result = first.model_copy(
         update={
-            "engine": evil,
+            "samples": first.samples.model_copy(
+                update={"engine": evil, "provider": evil, "device": DeviceInfo(name=evil, model=evil, os=evil)}
+            ),
             "reasons": (evil,),
             "request": first.request.model_copy(update={"bundle": evil}),
             "measured": first.measured.model_copy(update={"model": evil}),
@@ -106,6 +108,7 @@ def test_all_text_is_escaped(run: BenchRun) -> None:
         replace(prediction(), caption=evil, rows=[(evil, 1.0)], query=evil, found=[(picture(), evil, 0.5)], engine=evil),
     )
     assert "<script" not in html
+    assert html.count("&lt;script") > 10
     Page(html)
 
 
@@ -134,3 +137,15 @@ def test_axes_cope_with_any_range(values: tuple[float, float]) -> None:
         svg = scatter(points, "x", "y", log_x=log, log_y=log)
         assert svg.count('class="tick"') >= 4
         assert "nan" not in svg
+
+
+def test_emulated_times_are_not_shown(tiny_bundle: Path, run: BenchRun) -> None:
+    real, other = run.results
+    device = real.device.model_copy(update={"name": "simulated phone", "emulated": True})
+    summary = other.summary.model_copy(update={"p50_ms": 7001.5, "p90_ms": 7002.5, "p99_ms": 7003.5})
+    emulated = other.model_copy(update={"samples": other.samples.model_copy(update={"device": device}), "summary": summary})
+    page = Page(report.render([Bundle.open(tiny_bundle)], [real, emulated]))
+    assert f"{real.summary.p50_ms:.3f}" in page.text
+    assert not re.search(r"700[123]\.5", page.text)
+    assert "simulated phone" in page.text
+    assert "the times say nothing about a device" in page.text
