@@ -114,7 +114,7 @@ class WordsConfig(Strict):
     count: Annotated[int, Field(ge=1, le=100)] = 8
     """For each picture."""
     vocabulary: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
-    """What they are taken from; default: the whole words of CLIP's vocabulary."""
+    """What they are taken from; default: the whole words of CLIP's vocabulary but for offensive ones."""
 
 
 class EnsembleConfig(Strict):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mobileclip import __version__, errors
+from mobileclip.data import vocabulary
 from mobileclip.data.embeddings import ABOUT
 from mobileclip.data.samples import Tally
 from mobileclip.data.source import Shard, is_local
@@ -26,6 +27,7 @@ from mobileclip.reinforce.config import BackboneConfig, EnsembleConfig
 from mobileclip.reinforce.fit import fit
 from mobileclip.reinforce.shard import Done, Job, Plan, Worker, finished
 from mobileclip.reinforce.teachers import Device, fitted_path, read_heads
+from mobileclip.reinforce.words import resolved
 
 MANIFEST, TEACHERS = "manifest.jsonl", "teachers"
 _RETRIES = 5
@@ -137,6 +139,10 @@ def reinforce(
             else:
                 models = _add(summary, names, models, done)
         todo = [replace(job, models=models) for job in todo]
+        if not todo and ensemble.words and not (out / vocabulary.NAME).is_file():
+            worker = Worker(plan)
+            worker.check(models, out)
+            worker.keep_words()
         run = _run_ray(plan, todo, workers, gpus, address) if engine == "ray" and todo else _run_local(plan, todo)
         with contextlib.closing(run):  # workers end before the folder is free for others
             for done in run:
@@ -199,7 +205,8 @@ def _deciding(plan: Plan) -> dict[str, Any]:
         "teachers": teachers,
         "augmentation": plan.ensemble.augmentation.model_dump(mode="json"),
         "captioner": plan.ensemble.captioner.model_dump(mode="json"),
-        "words": plan.ensemble.words and plan.ensemble.words.model_dump(mode="json"),
+        "words": (words := plan.ensemble.words)
+        and {"count": words.count, "sha256": hashlib.sha256(canonical_json(resolved(words))).hexdigest()},
         "views": plan.views,
         "captions": plan.captions,
         "dtype": plan.dtype,
@@ -212,7 +219,11 @@ def _deciding(plan: Plan) -> dict[str, Any]:
 def _inputs_sha256(shards: Sequence[Shard]) -> str:
     """Over names and sizes: a data set may be moved."""
     inputs = [[(_name(place), _size(place)) for place in shard.places] for shard in shards]
-    return hashlib.sha256(canonical_json(inputs)).hexdigest()
+    return _sha256(inputs)
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def _name(place: str) -> str:
@@ -270,7 +281,7 @@ def _jobs(plan: Plan, deciding: dict[str, Any], shards: Sequence[Shard], out: Pa
     jobs = []
     for name, shard in zip(names, shards, strict=True):
         identity = deciding | {"fitted": heads, "inputs": _inputs_sha256([shard])}
-        jobs.append(Job(shard, out / f"{name}.tar", hashlib.sha256(canonical_json(identity)).hexdigest()))
+        jobs.append(Job(shard, out / f"{name}.tar", _sha256(identity)))
     return jobs
 
 

@@ -27,7 +27,7 @@ from mobileclip.reinforce.captioners import Subject, load_captioner
 from mobileclip.reinforce.config import EnsembleConfig
 from mobileclip.reinforce.teachers import Device, Teacher, load_teacher
 from mobileclip.reinforce.views import render
-from mobileclip.reinforce.words import Vocabulary
+from mobileclip.reinforce.words import Tagger
 
 CAPTIONS_KEY, WORDS_KEY = "syn_text", "syn_text_words"
 _BLOCK, _BLOCK_PIXELS = 128, 160_000_000
@@ -50,7 +50,7 @@ class Plan:
         dtype: `bf16` or `fp32`.
         seed: Of everything drawn.
         images: Also write the picture and the captions, so that the shard can be trained on without a join.
-        folder: Of the teachers' files.
+        folder: Of the teachers' files, in that of the data set.
         device: Of models of open_clip.
     """
 
@@ -161,13 +161,12 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._policy = plan, plan.ensemble.augmentation.policy()
-        words = plan.ensemble.words
         with one_thread():
             self.teachers: list[Teacher] = [load_teacher(t, plan.folder, plan.device) for t in plan.ensemble.teachers]
-            self._vocabulary = Vocabulary(words, self.teachers) if words else None
         self.captioner = load_captioner(plan.ensemble.captioner, plan.device.name) if plan.captions else None
         about = [{n: getattr(t, n) for n in ("name", "width", "scale", "side", "weights")} for t in self.teachers]
         self.models = {"teachers": about, "captioner": self.captioner.identity if self.captioner else ""}
+        self._tagger: Tagger | None = None
         self._texts, self._images = _Cache(), _Cache()
         self._stages: dict[str, list[float]] = {}
 
@@ -178,9 +177,9 @@ class Worker:
             InputError: The models are not those of the other shards, there is no such file, or a table is damaged.
             StorageError: It cannot be read, or the output not be written.
         """
-        if job.models not in (None, self.models):
-            raise InputError(f"{job.out.parent}: its shards were made by teachers with other weights; choose another folder with -o")
+        self.check(job.models, job.out.parent)
         tally, self._stages = Tally(), {}
+        self.keep_words()
         with one_thread(), ExitStack() as stack:
             try:
                 entries = stack.enter_context(opened(job.shard))
@@ -191,6 +190,21 @@ class Worker:
         about = {"fingerprint": job.fingerprint, "num_uids": tally.seen, "skipped": skipped, "models": self.models}
         write_bytes(stats_path(job.out), canonical_json(about | {"bytes": job.out.stat().st_size}))
         return Done(job.out.stem, tally, self.models, {name: (int(n), seconds) for name, (n, seconds) in self._stages.items()})
+
+    def check(self, models: dict[str, Any] | None, out: Path) -> None:
+        """Compare with the models of the shards that are there.
+
+        Raises:
+            InputError: These are others.
+        """
+        if models not in (None, self.models):
+            raise InputError(f"{out}: its shards were made by teachers with other weights; choose another folder with -o")
+
+    def keep_words(self) -> None:
+        """See that the words' embeddings lie beside the shards; not before it is known that these are by the same teachers."""
+        if (words := self._plan.ensemble.words) and not self._tagger:
+            with one_thread():
+                self._tagger = Tagger(words, self.teachers, self._plan.folder.parent)
 
     def _samples(self, entries: Sequence[Entry], tally: Tally) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         keys: dict[str, str] = {}
@@ -243,8 +257,8 @@ class Worker:
                 real, views = picture.subject.real, images[picture.digest]
                 captions = {CAPTIONS_KEY: written} if written else {}
                 rows = {key: np.stack([texts[t] for t in found]) for key, found in captions.items()}
-                if self._vocabulary:
-                    captions[WORDS_KEY], rows[WORDS_KEY] = self._vocabulary.nearest(views)
+                if self._tagger:
+                    captions[WORDS_KEY], rows[WORDS_KEY] = self._tagger.nearest(views)
                 r = Reinforcement(picture.params, captions, views, np.stack([texts[t] for t in real]), rows)
                 members = write(r, "bf16" if self._plan.dtype == "bf16" else "fp32")
                 yield picture.key, self._stored(picture) | members

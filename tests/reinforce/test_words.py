@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from small_sets import NANO
 
+from mobileclip.data import vocabulary
 from mobileclip.data.embeddings import read
 from mobileclip.data.shards import read_shard
+from mobileclip.errors import InputError
 from mobileclip.export.encoder import open_encoder
 from mobileclip.reinforce.config import WordsConfig
-from mobileclip.reinforce.words import Vocabulary
+from mobileclip.reinforce.words import Tagger, resolved
 from mobileclip.tokenizer import Tokenizer, whole_words
 
 WORDS = ("goat", "ram", "red", "round", "tower", "goat")
@@ -19,22 +21,45 @@ WORDS = ("goat", "ram", "red", "round", "tower", "goat")
 class Told:
     """A teacher that says what it is told to."""
 
-    def __init__(self, scale: float, rows: dict[str, tuple[float, ...]]) -> None:
-        self.scale, self._rows, self.width = scale, rows, 2
+    name = "told"
+
+    def __init__(self, scale: float, rows: dict[str, tuple[float, ...]], weights: str = "") -> None:
+        self.scale, self._rows, self.width, self.weights, self.asked = scale, rows, 2, weights, 0
 
     def embed_texts(self, texts):
+        self.asked += 1
         return np.array([self._rows[t] for t in texts], np.float32)
 
 
-def test_order_is_that_of_the_product_of_probabilities():
+def test_order_is_that_of_the_product_of_probabilities(tmp_path):
     first = Told(10, {"a": (1, 0), "b": (0, 1), "c": (0.6, 0.8)})
     second = Told(5, {"a": (0, 1), "b": (1, 0), "c": (0.8, 0.6)})
-    vocabulary = Vocabulary(WordsConfig(count=3, vocabulary=("a", "b", "c")), [first, second])
+    tagger = Tagger(WordsConfig(count=3, vocabulary=("a", "b", "c")), [first, second], tmp_path)
     views = np.array([[1, 0, 1, 0], [0, 1, 1, 0]], np.float32)  # means: (.5, .5) at 10, (1, 0) at 5
-    words, rows = vocabulary.nearest(views)
+    words, rows = tagger.nearest(views)
     assert words == ["c", "b", "a"]  # 7 + 4, 5 + 5, 5 + 0
     assert rows.tolist() == [pytest.approx(r) for r in ([0.6, 0.8, 0.8, 0.6], [0, 1, 1, 0], [1, 0, 0, 1])]
-    assert Vocabulary(WordsConfig(count=1, vocabulary=("a", "b")), [first, second]).nearest(views)[0] == ["b"]
+    one = Tagger(WordsConfig(count=1, vocabulary=("a", "b")), [first, second], tmp_path)
+    assert one.nearest(views)[0] == ["b"]
+
+
+def test_words_are_embedded_once(tmp_path):
+    """For all workers and runs, until the words or a teacher's weights change or the file is damaged."""
+    path = tmp_path / vocabulary.NAME
+    rows = {"a": (1, 0), "b": (0, 1)}
+    config = WordsConfig(count=1, vocabulary=("a", "b"))
+
+    def asked(config=config, weights=""):
+        teacher = Told(10, rows, weights)
+        assert Tagger(config, [teacher], tmp_path).nearest(np.array([[0.0, 1.0]], np.float32))[0] == ["b"]
+        return teacher.asked
+
+    assert [asked(), asked()] == [1, 0]
+    assert vocabulary.read(path).words == ["a", "b"]
+    assert [asked(weights="other"), asked(weights="other"), asked()] == [1, 0, 1]
+    assert [asked(config.model_copy(update={"vocabulary": ("b", "a")})), asked()] == [1, 1]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [asked(), asked()] == [1, 0]
 
 
 def test_words_are_stored_as_further_captions(make, tmp_path):
@@ -58,3 +83,23 @@ def test_words_of_the_vocabulary_are_single_tokens():
     assert len(words) == len(set(words)) == 32_230
     assert {"goat", "giraffe", "hedgehog", "tulip", "the"} <= set(words)
     assert ((Tokenizer.clip(5)(words[::500]) != 0).sum(1) == 3).all()
+    inoffensive = resolved(WordsConfig())
+    assert set(inoffensive) < set(words)
+    assert len(inoffensive) == 32_230 - 144
+    assert {"goat", "the"} <= set(inoffensive)
+
+
+def test_a_finished_set_gets_its_vocabulary_again(make, tmp_path):
+    """Also one that was finished without."""
+    make(NANO, captions=0, dtype="fp32", words={"count": 2, "vocabulary": WORDS})
+    path = tmp_path / "out" / vocabulary.NAME
+    before = path.read_bytes()
+    path.unlink()
+    make(NANO, captions=0, dtype="fp32", words={"count": 2, "vocabulary": WORDS})
+    assert path.read_bytes() == before
+
+
+def test_another_vocabulary_is_another_set(make):
+    make(NANO, captions=0, dtype="fp32", words={"count": 2, "vocabulary": WORDS})
+    with pytest.raises(InputError, match="made in another way"):
+        make(NANO, captions=0, dtype="fp32", words={"count": 2, "vocabulary": WORDS[1:]})
