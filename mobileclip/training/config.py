@@ -105,6 +105,22 @@ class ScheduleConfig(Strict):
     min_lr: Annotated[float, Field(ge=0)] = 0.0
 
 
+class TextPretrainingConfig(Strict):
+    """Before the run proper, the text tower learns how the teachers relate the texts, see `mobileclip.training.texts`."""
+
+    texts: Positive
+    """Seen in all, over all processes."""
+    batch_size: Annotated[int, Field(ge=4)] = 512
+    """Texts, of all processes together."""
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    """After a warm-up of a tenth of the steps; falls to 0 by a cosine."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return -(-self.texts // self.batch_size)
+
+
 class EvaluationConfig(Strict):
     """A task that is scored during the run; the fields are the options of `mobileclip eval`."""
 
@@ -125,6 +141,7 @@ class TrainConfig(Strict):
     model: str
     init: str | None = None
     """A variant or a checkpoint in train form to start from; default: random weights."""
+    text_pretraining: TextPretrainingConfig | None = None
     freeze: tuple[Literal["image", "text"], ...] = ()
     data: DataConfig
     loss: LossConfig = LossConfig()
@@ -155,6 +172,11 @@ class TrainConfig(Strict):
         """Optimizer steps in all."""
         return -(-self.schedule.samples // self.batch_size)
 
+    @property
+    def taught(self) -> bool:
+        """Whether the teachers' embeddings are needed."""
+        return bool(self.loss.distillation or self.text_pretraining)
+
     def deciding(self) -> dict[str, Any]:
         """The fields that decide the weights: all but the rhythm of logs, checkpoints and evaluations, the workers and `max_bad`."""
         free = {"log_every", "save_every", "keep", "evaluate_every", "evaluations"}
@@ -173,10 +195,13 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        if self.loss.distillation and self.data.augmentation != "stored":
-            raise ValueError("loss.distillation needs data.augmentation: stored, as teachers' embeddings belong to the stored views")
-        if self.loss.distillation and not self.loss.teachers:
-            raise ValueError("loss.distillation needs loss.teachers, with names, widths and scales in the order of the stored rows")
+        needing = "loss.distillation" if self.loss.distillation else "text_pretraining"
+        if self.taught and self.data.augmentation != "stored":
+            raise ValueError(f"{needing} needs data.augmentation: stored, as teachers' embeddings belong to the stored views")
+        if self.taught and not self.loss.teachers:
+            raise ValueError(f"{needing} needs loss.teachers, with names, widths and scales in the order of the stored rows")
+        if self.text_pretraining and "text" in self.freeze:
+            raise ValueError("text_pretraining teaches the text tower, and freeze keeps it as it is; leave one out")
         if self.schedule.warmup_steps + (self.schedule.decay_steps or 0) > self.steps:
             raise ValueError(f"schedule: warm-up and decay are longer than the {self.steps:,} steps of the run")
         if self.schedule.min_lr > self.optimizer.lr:

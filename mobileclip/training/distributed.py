@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mobileclip.errors import InputError
 
@@ -79,6 +80,11 @@ def world_size() -> int:
 def main_process() -> bool:
     """True in the one process that writes files and logs."""
     return rank() == 0
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """A module whose gradients are the means over the processes. BatchNorm's statistics stay each process's own."""
+    return DistributedDataParallel(module, broadcast_buffers=False) if world_size() > 1 else module
 
 
 def barrier() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from mobileclip.training.accumulation import accumulated_step
 from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
 from mobileclip.training.losses import ClipLoss
-from mobileclip.training.setup import DTYPES, make_loss, micro_batch
+from mobileclip.training.setup import DTYPES, make_loss, micro_batch, text_batch
 from mobileclip.training.student import Student, freeze
 
 _PROBE = 8
@@ -32,7 +32,8 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
     """Describe a run and try one small step of it with made-up pictures.
 
     Returns:
-        Sections `model`, `data`, `schedule`, `memory` (bytes, of one process) and `cost`, ready for JSON.
+        Sections `model`, `data`, `text_pretraining` where there is one, `schedule`, `memory` (bytes, of one process) and `cost`, ready for
+        JSON.
 
     Raises:
         InputError: The parts of the config do not fit together.
@@ -50,13 +51,28 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
     size = micro_batch(config)
     pairs = 2 * (2 if config.data.captions == "both" else 1)  # of rows and columns: logits, their gradient and, with teachers, a target
     matrices = pairs * (3 if config.loss.distillation else 2)
-    activations, flops, seconds = _try(student, config, place)
+    student.train()
+    batch = _batch(config, student).to(place)
+    activations, flops, seconds = _try(student, lambda: accumulated_step(student, [batch], ClipLoss(), Tensor.backward), place)
     weights = 4 * (image + text)
     data = _data(config)
     epochs = samples / data["samples"] if data["samples"] else None
+    stage = config.text_pretraining
+    first = {}
+    if stage:
+        text_size = text_batch(config)
+        kept, text_flops, text_s = _try(student, lambda: ClipLoss()(student.pair_texts(batch.tokens), None).loss.backward(), place)
+        first["text_pretraining"] = {
+            "texts": stage.texts,
+            "steps": stage.steps,
+            "activations_bytes": round(kept / _PROBE * text_size),
+            "flops": text_flops / _PROBE * stage.texts,
+            "hours_here": stage.texts * text_s / _PROBE / 3600,
+        }
     return {
         "model": {"name": config.model, "image_parameters": image, "text_parameters": text, "trained_parameters": trained},
         "data": data | {"epochs": epochs},
+        **first,
         "schedule": {
             "steps": config.steps,
             "samples": samples,
@@ -84,16 +100,19 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
     }
 
 
-def _try(student: Student, config: TrainConfig, device: torch.device) -> tuple[int, int, float]:
-    """Bytes kept for the backward pass, floating point operations and seconds of a step of `_PROBE` samples, after one to warm up."""
+def _batch(config: TrainConfig, student: Student) -> Batch:
+    """`_PROBE` made-up samples."""
     spec = student.clip.spec
     side, two = spec.preprocess.resolution, config.data.captions == "both"
     tokens = torch.full((_PROBE, spec.text.context), student.clip.text.end_token, dtype=torch.int32)
-    batch = Batch(torch.zeros(_PROBE, 3, side, side, dtype=torch.uint8), tokens, tokens if two else None).to(device)
-    student.train()
+    return Batch(torch.zeros(_PROBE, 3, side, side, dtype=torch.uint8), tokens, tokens if two else None)
+
+
+def _try(student: Student, compute: Callable[[], object], device: torch.device) -> tuple[int, int, float]:
+    """Bytes kept for the backward pass, floating point operations and seconds of a step, after one to warm up."""
 
     def step() -> None:
-        accumulated_step(student, [batch], ClipLoss(), Tensor.backward)
+        compute()
         student.zero_grad()
 
     kept = _Kept(student)

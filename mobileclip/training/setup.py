@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,8 @@ from mobileclip.tokenizer import Tokenizer
 from mobileclip.training import distributed, state
 from mobileclip.training.config import AugmentationConfig, TrainConfig
 from mobileclip.training.losses import ClipLoss, Loss, SigLipLoss, Teachers
+from mobileclip.training.optim import adamw
+from mobileclip.training.student import Student
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,12 +63,27 @@ def micro_batch(config: TrainConfig) -> int:
     return config.batch_size // world // config.accumulation
 
 
+def make_teachers(config: TrainConfig) -> Teachers | None:
+    """The ensemble that the config describes, if any."""
+    members = config.loss.teachers
+    return Teachers(*(tuple(getattr(t, n) for t in members) for n in ("width", "scale", "bias", "weight"))) if members else None
+
+
 def make_loss(config: TrainConfig) -> Loss:
     """The loss that the config describes."""
-    members = config.loss.teachers
-    teachers = Teachers(*(tuple(getattr(t, n) for t in members) for n in ("width", "scale", "bias", "weight"))) if members else None
     kind = ClipLoss if config.loss.kind == "clip" else SigLipLoss
-    return kind(config.loss.distillation, teachers)
+    return kind(config.loss.distillation, make_teachers(config))
+
+
+def make_optimizer(student: Student, config: TrainConfig, lr: float) -> torch.optim.AdamW:
+    """The optimizer that the config describes, with another learning rate."""
+    o = config.optimizer
+    return adamw(student, lr, weight_decay=o.weight_decay, betas=o.betas, eps=o.eps, layer_decay=o.layer_decay)
+
+
+def make_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler | None:
+    """What scales the loss, for float16 alone."""
+    return torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
 
 
 def make_recipe(config: TrainConfig) -> Recipe:
@@ -75,11 +93,33 @@ def make_recipe(config: TrainConfig) -> Recipe:
     policy = None
     if isinstance(augmentation, AugmentationConfig):
         policy = Policy(spec.preprocess.resolution, augmentation.scale, augmentation.ratio, rand_augment=augmentation.rand_augment)
-    width = sum(t.width for t in config.loss.teachers) if config.loss.distillation else None
+    width = sum(t.width for t in config.loss.teachers) if config.taught else None
     return Recipe(
         spec.preprocess, Tokenizer.clip(spec.text.context), policy, data.captions, data.mix, data.synthetic_keys, data.in_turn,
         data.min_side, width,
     )  # fmt: skip
+
+
+def text_batch(config: TrainConfig) -> int:
+    """Texts of `text_pretraining` that a process computes at a time.
+
+    Raises:
+        InputError: The batch does not divide into pairs for all processes.
+    """
+    stage, world = config.text_pretraining, distributed.world_size()
+    size = stage.batch_size if stage else 0
+    if size % (2 * world):
+        raise InputError(f"text_pretraining.batch_size {size} does not divide by 2 x {world} processes")
+    return size // world
+
+
+def stored_teachers(folder: Path) -> list[dict[str, Any]] | None:
+    """What `mobileclip reinforce` has noted about the teachers of the shards in a folder; None where it has not."""
+    try:
+        found = json.loads((folder / ABOUT).read_bytes())["teachers"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(t, dict) for t in found) else None
 
 
 def check_teachers(config: TrainConfig) -> None:
@@ -89,13 +129,8 @@ def check_teachers(config: TrainConfig) -> None:
         InputError: Other teachers, or in another order.
     """
     names = [t.name for t in config.loss.teachers]
-    for place in (*config.data.shards, *(p for places in config.data.join for p in places)):
-        about = Path(place) / ABOUT
-        if not (config.loss.distillation and about.is_file()):
-            continue
-        try:
-            stored = [str(t["name"]) for t in json.loads(about.read_bytes())["teachers"]]
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
-            continue
-        if stored != names:
-            raise InputError(f"loss.teachers: {', '.join(names)}, but {place} has rows of {', '.join(stored)}; name them in that order")
+    places = (*config.data.shards, *(place for joined in config.data.join for place in joined))
+    for place in places if config.taught else ():
+        stored = stored_teachers(Path(place))
+        if stored is not None and (there := [str(t.get("name")) for t in stored]) != names:
+            raise InputError(f"loss.teachers: {', '.join(names)}, but {place} has rows of {', '.join(there)}; name them in that order")

@@ -55,6 +55,12 @@ class Student(nn.Module):
         rows = Rows(_unit(image), *_unit(text).split(len(batch)))
         return Features(rows, self.clip.logit_scale.exp(), self.logit_bias)
 
+    def pair_texts(self, tokens: Tensor) -> Features:
+        """Embeddings of (2 b, context) token ids, the first half in the images' place, the second in the captions'."""
+        with torch.autocast(tokens.device.type, self.dtype, enabled=self.dtype is not None):
+            text = self.clip.encode_text(tokens)
+        return Features(Rows(*_unit(text).chunk(2)), self.clip.logit_scale.exp(), self.logit_bias)
+
 
 def _unit(x: Tensor) -> Tensor:
     """(b, d) -> rows of length 1. Shorter than 1e-6 they stay as short, so that the gradient of a zero row is no more than a million."""

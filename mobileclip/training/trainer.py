@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import signal
 import time
@@ -15,7 +16,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mobileclip import checkpoints
 from mobileclip.checkpoints import Checkpoint
@@ -32,9 +32,10 @@ from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
 from mobileclip.training.log import Log
 from mobileclip.training.meter import Meter, progress_line
-from mobileclip.training.optim import Schedule, adamw, apply_gradients, moving_average, set_learning_rate
-from mobileclip.training.setup import DTYPES, check_teachers, make_loss, make_recipe, micro_batch, start_model
+from mobileclip.training.optim import Schedule, apply_gradients, moving_average, set_learning_rate
+from mobileclip.training.setup import DTYPES, check_teachers, make_loss, make_optimizer, make_recipe, make_scaler, micro_batch, start_model
 from mobileclip.training.student import Student, freeze
+from mobileclip.training.texts import pretrain_text
 
 MODEL, EMA_MODEL = "model.safetensors", "model-ema.safetensors"
 Progress = Callable[[str], None]
@@ -63,7 +64,7 @@ def train(
         InputError: The folder belongs to another config or another running trainer, or the data is too bad.
         GateError: The loss is no longer finite; the last good state is named.
         StorageError: A state cannot be written; the one before stays.
-        KeyboardInterrupt: Interrupted; everything is saved.
+        KeyboardInterrupt: Interrupted; everything is saved, but what `text_pretraining` has not yet finished.
     """
     with _threads(config.threads):
         place = distributed.init(device)
@@ -102,6 +103,9 @@ class _Run:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         clip = start_model(config).to(device)
+        if config.text_pretraining and not state.saved_steps(folder):
+            pretrain_text(clip, config, progress)
+            gc.collect()  # its copy of the model and its optimizer refer to each other
         freeze(clip, image="image" in config.freeze, text="text" in config.freeze)
         self.ema = moving_average(clip, config.ema) if config.ema is not None else None
         if config.gradient_checkpointing:
@@ -109,13 +113,10 @@ class _Run:
         self.student = Student(clip, dtype=DTYPES[config.precision], bias=_SIGLIP_BIAS if config.loss.kind == "siglip" else None)
         if config.loss.kind == "siglip" and config.init is None:
             nn.init.constant_(clip.logit_scale, math.log(_SIGLIP_SCALE))
-        o = config.optimizer
-        self.optimizer = adamw(
-            self.student, o.lr, weight_decay=o.weight_decay, betas=o.betas, eps=o.eps, layer_decay=o.layer_decay
-        )  # fmt: skip
-        s = config.schedule
-        self.schedule = Schedule(config.steps, s.warmup_steps, s.decay, s.decay_steps, s.min_lr / o.lr)
-        self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+        s, lr = config.schedule, config.optimizer.lr
+        self.optimizer = make_optimizer(self.student, config, lr)
+        self.schedule = Schedule(config.steps, s.warmup_steps, s.decay, s.decay_steps, s.min_lr / lr)
+        self.scaler = make_scaler(config, device)
         self.loss = make_loss(config)
         self.loader = Loader(
             {"shards": find_shards(config.data.shards, *config.data.join), "seed": config.seed, "window": config.data.window,
@@ -124,9 +125,8 @@ class _Run:
         )  # fmt: skip
         self.step = 0
         self._resume()
-        self._forward: nn.Module = torch.compile(self.student) if config.compile else self.student  # type: ignore[assignment]
-        if world > 1:
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
+        forward: nn.Module = torch.compile(self.student) if config.compile else self.student  # type: ignore[assignment]
+        self._forward = distributed.parallel(forward)
         self._interrupted = False
 
     # --- state ---------------------------------------------------------------------------------------------------------------
@@ -188,6 +188,8 @@ class _Run:
         values: dict[str, Any] = {}
         try:
             with self._signals():
+                if self.config.text_pretraining and not state.saved_steps(self.folder):
+                    self._save()  # what is behind it need not be done again
                 while self.step < self.config.steps:
                     began = time.perf_counter()
                     batch = next(batches)

@@ -1,0 +1,300 @@
+"""The text tower's first lesson: the words' places among the tokens, and captions and words related as the teachers relate them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from mobileclip import checkpoints
+from mobileclip.data import vocabulary
+from mobileclip.data.augment import Policy, draw
+from mobileclip.data.embeddings import ABOUT, Reinforcement, write
+from mobileclip.data.shards import write_shard
+from mobileclip.data.vocabulary import Vocabulary
+from mobileclip.errors import GateError, InputError
+from mobileclip.tokenizer import Tokenizer
+from mobileclip.training import state
+from mobileclip.training.losses import Teachers
+from mobileclip.training.plan import plan
+from mobileclip.training.setup import start_model
+from mobileclip.training.texts import pretrain_text, read_texts, read_vocabulary, spread_words
+from mobileclip.training.trainer import train
+from tests.training.conftest import picture, settings
+
+WIDTHS = (6, 4)
+WORDS = ("goat", "sheep", "tower", "castle", "hedgehog", "hedgehogtower", "glass")
+MADE_BY = [["a", 6, "0"], ["b", 4, "1"]]
+STAGE = {"texts": 64, "batch_size": 16}
+
+
+def silent(step):
+    pass
+
+
+def rows_of(texts):
+    """What two teachers say: random, but always the same of a text."""
+    parts = []
+    for text in texts:
+        random = np.random.default_rng(list(text.encode()))
+        parts.append(np.concatenate([v / np.linalg.norm(v) for v in map(random.standard_normal, WIDTHS)]))
+    return np.array(parts, np.float32)
+
+
+@pytest.fixture(scope="module")
+def reinforced(tmp_path_factory):
+    """16 samples with a real and two synthetic captions each, one of them in all; one sample is bad; and a vocabulary."""
+    folder = tmp_path_factory.mktemp("reinforced")
+
+    def sample(i):
+        synthetic = [f"part number {i}", "a photograph"]
+        params = [draw(80, 80, np.random.default_rng(i), Policy(64))]
+        rows = {"syn_text": rows_of(synthetic)}
+        stored = Reinforcement(params, {"syn_text": synthetic}, rows_of([f"image {i}"]), rows_of([f"part {i}"]), rows)
+        return {"png": picture(i), "txt": f"part {i}".encode(), **write(stored, "fp32")}
+
+    samples = [(f"{i:032x}", sample(i)) for i in range(16)]
+    samples[3][1]["npz"] = b"not numpy's"
+    write_shard(folder / "00000.tar", samples)
+    vocabulary.write(folder / vocabulary.NAME, Vocabulary(list(WORDS), rows_of(WORDS), MADE_BY))
+    return folder
+
+
+def config_of(folder, **changes):
+    teachers = [{"name": name, "width": width, "scale": scale} for name, width, scale in zip("ab", WIDTHS, (30, 5), strict=True)]
+    value = {
+        "data": {"shards": [str(folder)], "workers": 0, "augmentation": "stored", "captions": "both", "max_bad": 0.5},
+        "loss": {"distillation": 0.5, "teachers": teachers}, "text_pretraining": STAGE,
+    }  # fmt: skip
+    return settings(folder, **value | changes)
+
+
+def digest(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_texts_are_all_captions_with_their_rows(reinforced):
+    found = read_texts(config_of(reinforced))
+    expected = {t for i in range(16) if i != 3 for t in (f"part {i}", f"part number {i}")} | {"a photograph"}
+    assert found.keys() == expected
+    np.testing.assert_array_equal(np.stack([found[t] for t in sorted(expected)]), rows_of(sorted(expected)))
+    chosen = config_of(reinforced, data=config_of(reinforced).data.model_dump() | {"synthetic_keys": "^none$"})
+    assert not read_texts(chosen)  # such samples are bad in the run, too
+
+
+def test_words_start_at_the_teachers_principal_components(reinforced):
+    config = config_of(reinforced)
+    clip, before = start_model(config), start_model(config).text.token_embedding.weight.detach()
+    words = read_vocabulary(config)
+    spread_words(clip, words, Teachers(WIDTHS, (30.0, 5.0)))
+    after = clip.text.token_embedding.weight.detach()
+    ids = torch.from_numpy(np.asarray(Tokenizer.clip(4)(list(WORDS)), np.int64))
+    single = [i for i, row in enumerate(ids) if row[2] == 49407]
+    assert 4 <= len(single) < len(WORDS)
+    changed = (before != after).any(1).nonzero()[:, 0].tolist()
+    assert changed == sorted(ids[single, 1].tolist())
+    rows = rows_of(WORDS)[single] * np.repeat((30, 5), WIDTHS)
+    rows = rows - rows.mean(0)
+    table = after[ids[single, 1]]
+    wide = sum(WIDTHS)
+    np.testing.assert_array_equal(table[:, wide:], before[ids[single, 1]][:, wide:])  # the tower is wider than the teachers
+    spread = table[:, :wide].numpy()
+    factor = float(before.std()) / np.std(rows @ np.linalg.svd(rows)[2].T, ddof=1)
+    np.testing.assert_allclose(spread @ spread.T, factor**2 * rows @ rows.T, atol=1e-6)
+    assert spread.var(0)[0] == max(spread.var(0))
+
+
+def test_the_text_tower_alone_is_taught(reinforced):
+    config = config_of(reinforced, text_pretraining={"texts": 3200, "batch_size": 32})
+    told = []
+    clip, start = start_model(config), start_model(config)
+    pretrain_text(clip, config, told.append)
+    for name, tensor in clip.state_dict().items():
+        if not name.startswith("text."):
+            assert torch.equal(tensor, start.state_dict()[name]), name
+    assert all(p.requires_grad for p in clip.parameters())
+    assert told[0] == "text tower: 38 texts, 7 of them words of the vocabulary"
+    divergences = [float(line.partition("divergence ")[2].partition(",")[0]) for line in told[1:]]
+    assert len(divergences) == 20
+    assert divergences[-1] < 0.75 * divergences[0]
+    again = start_model(config)
+    pretrain_text(again, config, silent)
+    assert all(torch.equal(a, b) for a, b in zip(clip.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_without_a_vocabulary_the_captions_are_taught(reinforced, tmp_path):
+    (tmp_path / "00000.tar").write_bytes((reinforced / "00000.tar").read_bytes())
+    config = config_of(tmp_path)
+    assert read_vocabulary(config) is None
+    clip = start_model(config)
+    pretrain_text(clip, config, silent)
+    assert not torch.equal(clip.text.text_projection, start_model(config).text.text_projection)
+
+
+def test_weights_to_start_from_keep_their_tokens(reinforced, tmp_path):
+    plain = config_of(reinforced, text_pretraining=None)
+    train(plain, tmp_path / "first", progress=silent)
+    config = config_of(
+        reinforced, init=str(tmp_path / "first/model.safetensors"), text_pretraining={"texts": 4, "batch_size": 4, "lr": 1e-9}
+    )
+    clip = start_model(config)
+    before = clip.text.token_embedding.weight.detach().clone()
+    pretrain_text(clip, config, silent)
+    torch.testing.assert_close(clip.text.token_embedding.weight, before, atol=1e-6, rtol=0)
+
+
+def test_a_run_that_goes_on_does_not_teach_again(reinforced, tmp_path):
+    config = config_of(reinforced)
+    train(config, tmp_path / "whole", progress=silent)
+    told = []
+
+    def interrupt(step):
+        told.append(step)
+        if step.startswith("step 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", progress=interrupt)
+    assert any(line.startswith("text tower: step 4 of 4") for line in told)
+    told.clear()
+    train(config, tmp_path / "cut", progress=told.append)
+    assert not [line for line in told if line.startswith("text tower")]
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    train(config_of(reinforced, text_pretraining=None), tmp_path / "without", progress=silent)
+    assert digest(tmp_path / "without") != digest(tmp_path / "whole")
+
+
+def test_two_processes_are_taught_as_one(reinforced, tmp_path):
+    """Both through torchrun; BatchNorm's batch is a process's, so that the weights are near and not equal."""
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps(config_of(reinforced, schedule={"samples": 4, "warmup_steps": 0}).model_dump(mode="json")))
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "mobileclip"]
+        run = [*command, "train", str(config), "-o", str(tmp_path / str(processes))]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stderr.count("text tower: step 4 of 4") == 1
+    one, two = (checkpoints.load(tmp_path / n / "model.safetensors").state["text.text_projection"] for n in "12")
+    start = start_model(config_of(reinforced)).text.text_projection.detach()
+    assert (one - two).norm() < 0.5 * (one - start).norm()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_pretraining": {"texts": 64, "batch_size": 5}}, "text_pretraining.batch_size 5 does not divide by 2 x 1 processes"),
+        (
+            {"loss": {"distillation": 0.5, "teachers": [{"name": "a", "width": 7}]}},
+            "no texts with embeddings of 7 values",
+        ),
+    ],
+)
+def test_what_does_not_fit(reinforced, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(config_of(reinforced, **changes), tmp_path, progress=silent)
+    assert not state.saved_steps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {}}, "text_pretraining needs loss.teachers"),
+        ({"loss": {}, "data": {"shards": ["x"]}}, "text_pretraining needs data.augmentation: stored"),
+        ({"freeze": ["text"]}, "text_pretraining teaches the text tower, and freeze keeps it as it is"),
+        ({"text_pretraining": {"texts": 4, "batch_size": 3}}, "greater than or equal to 4"),
+    ],
+)
+def test_configs_that_make_no_sense(reinforced, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(reinforced, **changes)
+
+
+def test_a_loss_that_is_not_finite(reinforced, tmp_path):
+    config = config_of(reinforced, text_pretraining=STAGE | {"lr": 1e30, "texts": 640}, optimizer={"max_norm": None})
+    with pytest.raises(GateError, match=r"no longer finite at step \d+ of text_pretraining; lower its lr"):
+        train(config, tmp_path, progress=silent)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"", lambda data: data.replace(b"goat", b"gl\x00t")])
+def test_a_damaged_vocabulary(reinforced, tmp_path, damage):
+    path = tmp_path / vocabulary.NAME
+    path.write_bytes(damage((reinforced / vocabulary.NAME).read_bytes()))
+    with pytest.raises(InputError, match=r"vocabulary.safetensors: is damaged; remove it, `mobileclip reinforce` makes it again"):
+        vocabulary.read(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        (["a", "a"], rows_of(["a", "b"])), (["a"], rows_of(["a", "b"])), (["a"], rows_of(["a"]) * np.nan), (["a"], rows_of(["a"]) * 3e38),
+        (["a"], rows_of(["a"])[0]), ([], np.zeros((0, 0))), (["\ud800"], rows_of(["a"])), ([1], rows_of(["a"])), ("a", rows_of(["a"])[:0]),
+    ],
+)  # fmt: skip
+def test_a_vocabulary_that_does_not_fit_together(tmp_path, words, rows):
+    vocabulary.write(tmp_path / "v.safetensors", Vocabulary(words, rows, MADE_BY))
+    with pytest.raises(InputError, match="is damaged; remove it"):
+        vocabulary.read(tmp_path / "v.safetensors")
+
+
+def test_a_vocabulary_of_numbers_that_numpy_lacks(tmp_path):
+    safetensors.torch.save_file({"text_emb": torch.ones(1, 2).bfloat16()}, tmp_path / "v", {"about": '{"words": ["a"], "teachers": []}'})
+    with pytest.raises(InputError, match="is damaged; remove it"):
+        vocabulary.read(tmp_path / "v")
+
+
+def test_equal_vocabularies_are_equal_bytes(tmp_path):
+    for name in "ab":
+        vocabulary.write(tmp_path / name, Vocabulary(list(WORDS), rows_of(WORDS), MADE_BY))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_vocabulary_by_other_teachers(reinforced, tmp_path):
+    for path in reinforced.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    about = {"teachers": [{"name": "a", "width": 6, "weights": "0"}, {"name": "b", "width": 4, "weights": "1"}]}
+    (tmp_path / ABOUT).write_text(json.dumps(about))
+    assert read_vocabulary(config_of(tmp_path, data=config_of(tmp_path).data.model_dump() | {"shards": [f"{tmp_path}/*.tar"]}))
+    about["teachers"][1]["weights"] = "2"
+    (tmp_path / ABOUT).write_text(json.dumps(about))
+    with pytest.raises(InputError, match="is not by the shards' teachers"):
+        train(config_of(tmp_path), tmp_path / "run", progress=silent)
+
+
+@pytest.mark.parametrize("words", [["goat"], ["hedgehogtower"], ["goat", "sheep"]])
+def test_words_without_a_direction_change_nothing(reinforced, words):
+    config = config_of(reinforced)
+    clip = start_model(config)
+    before = clip.text.token_embedding.weight.detach().clone()
+    spread_words(clip, Vocabulary(words, rows_of(["one"] * len(words)), MADE_BY), Teachers(WIDTHS, (30.0, 5.0)))
+    assert torch.equal(clip.text.token_embedding.weight, before)
+
+
+def test_what_cannot_be_read_is_left_out(reinforced, tmp_path):
+    """As in the run proper, which counts it: a shard that is none, one that cannot be fetched, and rows of another width."""
+    (tmp_path / "00000.tar").write_bytes((reinforced / "00000.tar").read_bytes())
+    (tmp_path / "00001.tar").write_bytes(b"no tar")
+    zeros = Reinforcement([draw(80, 80, np.random.default_rng(0), Policy(64))], {}, *(np.ones((1, 7), np.float32),) * 2, {})
+    write_shard(tmp_path / "00002.tar", [("0" * 32, {"png": picture(0), "txt": b"odd", **write(zeros, "fp32")})])
+    data = config_of(tmp_path).data.model_dump() | {"shards": [str(tmp_path), "pipe:exit 3"]}
+    assert read_texts(config_of(tmp_path, data=data)).keys() == read_texts(config_of(reinforced)).keys()
+
+
+def test_texts_take_no_more_memory_than_their_rows(reinforced):
+    assert all(row.base is None and row.nbytes == 4 * sum(WIDTHS) for row in read_texts(config_of(reinforced)).values())
+
+
+def test_the_dry_run_counts_it(reinforced):
+    with_it, without = plan(config_of(reinforced)), plan(config_of(reinforced, text_pretraining=None))
+    assert (with_it["text_pretraining"]["texts"], with_it["text_pretraining"]["steps"]) == (64, 4)
+    assert 0 < with_it["text_pretraining"]["activations_bytes"] < with_it["memory"]["activations_bytes"] * 16 / 4
+    with pytest.raises(InputError, match="batch_size 5 does not divide"):
+        plan(config_of(reinforced, text_pretraining=STAGE | {"batch_size": 5}))
+    assert 0 < with_it["text_pretraining"]["flops"] / 64 < with_it["cost"]["flops_per_sample"] / 2
+    assert "text_pretraining" not in without
+    assert without["cost"]["flops"] == with_it["cost"]["flops"]
