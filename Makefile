@@ -47,7 +47,7 @@ bench-train: $(VENV)/.installed
 	$(BIN)/mobileclip data fetch emoji -o data/emoji
 	$(REINFORCE) -o data/emoji-dr --dtype fp32
 	$(BIN)/python -m mobileclip.benchmark.training_speed
-	for set in strong 30 bf16; do mkdir -p data/emoji-dr-$$set && cp -r data/emoji-dr/teachers data/emoji-dr-$$set; done
+	for set in strong 30 bf16; do mkdir -p data/emoji-dr-$$set && cp -r data/emoji-dr/teachers data/emoji-dr/vocabulary.safetensors data/emoji-dr-$$set; done
 	$(REINFORCE) -o data/emoji-dr-strong --dtype fp32 --set 'augmentation.scale=[0.08, 1.0]' --set augmentation.rand_augment=true
 	$(REINFORCE) -o data/emoji-dr-bf16
 	$(REINFORCE) -o data/emoji-dr-30 --dtype fp32 --views 30 --set words=null --set 'teachers=[$(ONE_TEACHER)]'

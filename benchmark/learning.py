@@ -1,10 +1,12 @@
 """What reinforced training brings: `mobileclip train` over budgets, seeds and parts of the recipe, summed up in a page.
 
-Run `make bench-train`. Runs that are finished are not made again, and those that were stopped go on, so that it can be spread over days.
+Run `make bench-train`. What a finished run has scored is kept in `docs/learning.jsonl`, beside the page, and the run is not made again
+while its config is the same; one that was stopped goes on. So it can be spread over days and machines.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -12,33 +14,39 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from mobileclip.benchmark import plots
+from mobileclip.configs import Strict
 from mobileclip.errors import MobileClipError
-from mobileclip.files import write_bytes
+from mobileclip.files import canonical_json, json_lines, write_bytes
+from mobileclip.training.config import load_config
 from mobileclip.training.log import read_log
 
 METRICS = {
     "unseen style R@1": "unseen style/text_retrieval_recall@1",
-    "R@5": "unseen style/text_retrieval_recall@5",
+    "unseen style R@5": "unseen style/text_retrieval_recall@5",
     "unseen concept R@1": "unseen concept/text_retrieval_recall@1",
+    "unseen concept R@5": "unseen concept/text_retrieval_recall@5",
     "9 groups": "group/acc1",
 }
 MAIN = "unseen style R@1"
 PLAIN, REINFORCED = "configs/nano-plain.yaml", "configs/nano.yaml"
 FULL = 270_000
 BUDGETS = (25_000, 50_000, 100_000, FULL)
-RUNG = 100_000
-RUNS, PAGE, PLOT = Path("runs/learning"), Path("docs/learning.md"), Path("docs/learning.svg")
+RUNG = 50_000
+TEXTS_PER_SAMPLE = 1.5
+"""Of the text tower's first lesson, as in `REINFORCED`."""
+RUNS = Path("runs/learning")
+PAGE, PLOT, RECORDS = (Path("docs/learning").with_suffix(suffix) for suffix in (".md", ".svg", ".jsonl"))
 
 _TEACHER_ALONE = "loss.teachers=[{name: lite0-minilm-l6, width: 256, scale: 30}]"
 _ONE_TEACHER = (
     f"{_TEACHER_ALONE[:-1]}, {{name: lite2-minilm-l3, width: 256, weight: 0}}, {{name: conse-lite2-minilm-l3, width: 384, weight: 0}}]"
 )
 _NO_TEACHER = ("loss.distillation=0", "data.augmentation={scale: [0.6, 1.0]}")
-_NO_WORDS = "data.synthetic_keys=^syn_text$"
+_NO_WORDS, _NO_LESSON = "data.synthetic_keys=^syn_text$", "text_pretraining=null"
 
 
 @dataclass(frozen=True)
@@ -52,17 +60,18 @@ class Recipe:
 
 LADDER = (
     Recipe("plain", PLAIN),
-    Recipe("+ synthetic captions", REINFORCED, (*_NO_TEACHER, _NO_WORDS)),
-    Recipe("+ distillation from one teacher", REINFORCED, (_ONE_TEACHER, _NO_WORDS)),
-    Recipe("+ three teachers", REINFORCED, (_NO_WORDS,)),
-    Recipe("+ words", REINFORCED),
+    Recipe("+ synthetic captions", REINFORCED, (*_NO_TEACHER, _NO_WORDS, _NO_LESSON)),
+    Recipe("+ distillation from one teacher", REINFORCED, (_ONE_TEACHER, _NO_WORDS, _NO_LESSON)),
+    Recipe("+ three teachers", REINFORCED, (_NO_WORDS, _NO_LESSON)),
+    Recipe("+ words", REINFORCED, (_NO_LESSON,)),
+    Recipe("+ text tower first", REINFORCED),
 )
-"""Each rung adds one part of the recipe (MobileCLIP, arXiv 2311.17049, table 1)."""
+"""Each rung adds one part of the recipe; the first four are the paper's (MobileCLIP, arXiv 2311.17049, table 1)."""
 VARIATIONS = (
     Recipe("captions: either at random", REINFORCED, ("data.captions=random",)),
     Recipe("strong augmentation", REINFORCED, ("data.shards=[data/emoji-dr-strong]",)),
     Recipe("embeddings in bf16", REINFORCED, ("data.shards=[data/emoji-dr-bf16]",)),
-    Recipe("one teacher with 30 views instead of 5", REINFORCED, (_TEACHER_ALONE, "data.shards=[data/emoji-dr-30]")),
+    Recipe("one teacher with 30 views instead of 5", REINFORCED, (_TEACHER_ALONE, "data.shards=[data/emoji-dr-30]", _NO_LESSON)),
 )
 
 
@@ -83,17 +92,72 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The words of its command."""
-        schedule = () if self.samples == FULL else (f"schedule.samples={self.samples}", f"schedule.warmup_steps={self.samples // 2500}")
-        changes = (*self.recipe.changes, *schedule, f"seed={self.seed}")
         launch = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "mobileclip"]
-        return [*launch, "train", self.recipe.config, "-o", str(self.folder), *(w for c in changes for w in ("--set", c))]
+        return [*launch, "train", self.recipe.config, "-o", str(self.folder), *(w for c in self.changes for w in ("--set", c))]
+
+    def _budget(self) -> list[str]:
+        """The changes that make the whole run shorter."""
+        if self.samples == FULL:
+            return []
+        changes = [f"schedule.samples={self.samples}", f"schedule.warmup_steps={self.samples // 2500}"]
+        teaches = self.recipe.config == REINFORCED and _NO_LESSON not in self.recipe.changes
+        return changes + ([f"text_pretraining.texts={TEXTS_PER_SAMPLE * self.samples:.0f}"] if teaches else [])
 
     def scores(self) -> dict[str, float] | None:
-        """Its last scores; None if it is not finished."""
-        if not (self.folder / "model.safetensors").is_file():
-            return None
-        found = [line for line in read_log(self.folder) if METRICS[MAIN] in line]
-        return {name: 100 * found[-1][key] for name, key in METRICS.items()} if found else None
+        """Its last scores in %; None if it is not finished."""
+        found = records().get(self.config_sha256)
+        return found and found.scores
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What differs from the recipe's file."""
+        return (*self.recipe.changes, *self._budget(), f"seed={self.seed}")
+
+    @property
+    def config_sha256(self) -> str:
+        """Of all that decides the weights."""
+        return hashlib.sha256(canonical_json(load_config(Path(self.recipe.config), self.changes).deciding())).hexdigest()
+
+
+class Record(Strict):
+    """A line of `RECORDS`: what a finished run has told."""
+
+    name: str
+    config_sha256: str
+    scores: dict[str, float]
+    """The last ones, in %, of each of `METRICS`."""
+    samples_per_s: float
+    """Median over the run, of both processes."""
+    waiting_share: float
+    """Median of the shares of the time spent waiting for data."""
+
+
+def records() -> dict[str, Record]:
+    """The finished runs, by `Run.config_sha256`."""
+    found = [Record.model_validate(line) for line, *_ in json_lines(RECORDS)] if RECORDS.exists() else []
+    return {record.config_sha256: record for record in found}
+
+
+def keep(run: Run) -> None:
+    """Keep what a finished run has told.
+
+    Raises:
+        MobileClipError: Its log has no scores.
+    """
+    lines = read_log(run.folder)
+    scored = [line for line in lines if METRICS[MAIN] in line]
+    if not scored:
+        raise MobileClipError(f"{run.folder}: has ended without scores; remove it and start again")
+    steps = [line for line in lines if "samples_per_s" in line]
+    found = Record(
+        name=run.folder.name,
+        config_sha256=run.config_sha256,
+        scores={name: round(100 * scored[-1][key], 3) for name, key in METRICS.items()},
+        samples_per_s=round(median(line["samples_per_s"] for line in steps), 1),
+        waiting_share=round(median(line["waiting_share"] for line in steps), 4),
+    )
+    before = RECORDS.read_bytes() if RECORDS.exists() else b""
+    write_bytes(RECORDS, before + found.model_dump_json().encode() + b"\n")
 
 
 def runs(seeds: Sequence[int]) -> Iterator[Run]:
@@ -106,7 +170,7 @@ def runs(seeds: Sequence[int]) -> Iterator[Run]:
 
 
 def perform(run: Run, progress: Callable[[str], None]) -> None:
-    """Make a run, or go on with it.
+    """Make a run, or go on with it, and keep its scores.
 
     Raises:
         MobileClipError: The command fails; its last line.
@@ -118,6 +182,7 @@ def perform(run: Run, progress: Callable[[str], None]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise MobileClipError(f"{run.folder}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    keep(run)
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -133,11 +198,11 @@ def _table(rows: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
     return lines
 
 
-def curves(recipe: Recipe, seeds: Sequence[int]) -> list[tuple[int, float]]:
+def curves(recipe: Recipe, seeds: Sequence[int], metric: str = MAIN) -> list[tuple[int, float]]:
     """(samples, score in %) of finished runs of every budget, the mean over the seeds."""
     points = []
     for samples in BUDGETS:
-        scores = [s[MAIN] for seed in seeds if (s := Run(recipe, samples, seed).scores())]
+        scores = [s[metric] for seed in seeds if (s := Run(recipe, samples, seed).scores())]
         if scores:
             points.append((samples, mean(scores)))
     return points
@@ -159,16 +224,19 @@ def efficiency(plain: Sequence[tuple[int, float]], reinforced: Sequence[tuple[in
 def page(seeds: Sequence[int]) -> str:
     """The page, from what is finished."""
     plain, reinforced = LADDER[0], LADDER[-1]
-    series = {"plain": curves(plain, seeds), "reinforced": curves(reinforced, seeds)}
+    ratios = [(m, efficiency(curves(plain, seeds, m), curves(reinforced, seeds, m))) for m in METRICS]
     full = [(name, [Run(r, FULL, seed) for seed in seeds]) for name, r in (("plain", plain), ("reinforced", reinforced))]
     budgets = [(name, [Run(r, b, seeds[0])]) for b in BUDGETS for name, r in (("plain", plain), ("reinforced", reinforced))]
     lines = [
         "# Learning: plain and reinforced training of mobileclip_nano", "",
         "Made by `make bench-train`; scores in %, mean ± standard deviation over seeds. `unseen style`: 1,653 drawings of a style that is",
         "not in the training data, each among all 1,914 labels. `unseen concept`: 835 drawings of concepts that are not in it, among their",
-        "191 labels. `9 groups`: the drawings of the unseen style.",
+        "191 labels. `9 groups`: the drawings of the unseen style. Reinforced training first shows the text tower",
+        f"{TEXTS_PER_SAMPLE} texts a sample without pictures; they are not counted as samples. `mobileclip train CONFIG --dry-run`",
+        "tells the operations of both.",
         "", *_table(full), "",
-        f"Learning efficiency, plain samples / reinforced samples for the same {MAIN}: **{efficiency(*series.values())}**.", "",
+        "Learning efficiency, how many times fewer samples reinforced training needs for the score that plain training ends with:", "",
+        "| score | plain samples / reinforced samples |", "|---|---|", *(f"| {m} | {ratio} |" for m, ratio in ratios), "",
         f"![{MAIN} over samples]({PLOT.name})", "", "## Budgets", "", *_table(budgets), "",
         "## The parts of the recipe", "", *_table([(r.name, [Run(r, RUNG, seeds[0])]) for r in LADDER]), "",
         "Against the last line, the last of them against the third:", "",

@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mobileclip.benchmark import learning
-from mobileclip.benchmark.learning import BUDGETS, FULL, LADDER, METRICS, Recipe, Run, curves, efficiency, main, page, runs
+from mobileclip.benchmark.learning import (
+    BUDGETS,
+    FULL,
+    LADDER,
+    METRICS,
+    TEXTS_PER_SAMPLE,
+    Recipe,
+    Run,
+    curves,
+    efficiency,
+    keep,
+    main,
+    page,
+    runs,
+)
+from mobileclip.errors import MobileClipError
 from mobileclip.training.config import load_config
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the configs, where the runs are made."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def finish(run: Run, score: float) -> None:
     """What a finished run leaves, as far as the page looks at it."""
     run.folder.mkdir(parents=True)
-    (run.folder / "model.safetensors").touch()
     scores = dict.fromkeys(METRICS.values(), score)
-    (run.folder / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n" + json.dumps({"step": 2, **scores}) + "\n")
+    lines = [{"step": 1, "samples_per_s": 100.0, "waiting_share": 0.01}, {"step": 2, **dict.fromkeys(scores, 0.0)}, {"step": 3, **scores}]
+    (run.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keep(run)
 
 
 def test_every_run_is_a_valid_config():
@@ -32,26 +57,25 @@ def test_every_run_is_a_valid_config():
         config = load_config(ROOT / run.recipe.config, changes)
         assert (config.schedule.samples, config.seed) == (run.samples, run.seed)
         assert config.batch_size == load_config(ROOT / LADDER[-1].config).batch_size
+        assert config.text_pretraining is None or config.text_pretraining.texts == TEXTS_PER_SAMPLE * run.samples
 
 
 def test_plain_and_reinforced_differ_in_the_recipe_alone():
     plain, reinforced = (load_config(ROOT / r.config).deciding() for r in (LADDER[0], LADDER[-1]))
-    assert {name for name in plain if plain[name] != reinforced[name]} == {"data", "loss"}
+    assert {name for name in plain if plain[name] != reinforced[name]} == {"data", "loss", "text_pretraining"}
 
 
-def test_page_tells_what_the_logs_say(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_page_tells_what_the_logs_say(here):
     for seed, score in zip(SEEDS, (0.40, 0.42, 0.44), strict=True):
         finish(Run(LADDER[0], FULL, seed), score)
     finish(Run(LADDER[-1], FULL, 0), 0.5)
     finish(Run(LADDER[-1], BUDGETS[0], 0), 0.3)
     finish(Run(LADDER[-1], BUDGETS[1], 0), 0.43)
-    (Run(LADDER[0], BUDGETS[0], 0).folder).mkdir()
     text = page(SEEDS)
-    assert f"| plain | {FULL:,} | 3 | {' | '.join(['42.0 ± 2.0'] * 4)} |" in text
-    assert f"| reinforced | {FULL:,} | 1 | {' | '.join(['50.0'] * 4)} |" in text
-    assert f"| plain | {BUDGETS[0]:,} | 0 | - | - | - | - |" in text
-    assert "at least 5, under 11 (50,000 samples instead of 270,000 for 42.0 %)" in text
+    assert f"| plain | {FULL:,} | 3 | {' | '.join(['42.0 ± 2.0'] * 5)} |" in text
+    assert f"| reinforced | {FULL:,} | 1 | {' | '.join(['50.0'] * 5)} |" in text
+    assert f"| plain | {BUDGETS[0]:,} | 0 | - | - | - | - | - |" in text
+    assert "| unseen concept R@1 | at least 5, under 11 (50,000 samples instead of 270,000 for 42.0 %) |" in text
 
 
 @pytest.mark.parametrize(
@@ -67,9 +91,29 @@ def test_efficiency_is_never_better_than_measured(plain, reinforced, told):
     assert told in efficiency(plain, reinforced)
 
 
-def test_runs_are_made_in_order_and_the_page_follows(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(learning, "LADDER", (Recipe("plain", "a.yaml"), Recipe("reinforced", "b.yaml")))
+def test_a_run_is_made_again_when_its_config_has_changed(here):
+    run = Run(LADDER[0], FULL, 0)
+    finish(run, 0.4)
+    shutil.rmtree(run.folder)
+    assert run.scores() == dict.fromkeys(METRICS, 40.0)
+    path = here / LADDER[0].config
+    path.write_text(path.read_text().replace("log_every: 20", "log_every: 10"))
+    assert run.scores(), "logs do not decide the weights"
+    path.write_text(path.read_text().replace("lr: 3e-3", "lr: 2e-3"))
+    assert run.scores() is None
+
+
+def test_a_run_without_scores_is_not_kept(here):
+    run = Run(LADDER[0], FULL, 0)
+    run.folder.mkdir(parents=True)
+    (run.folder / "log.jsonl").write_text('{"step": 1, "samples_per_s": 100.0, "waiting_share": 0.01}\n')
+    with pytest.raises(MobileClipError, match="without scores"):
+        keep(run)
+    assert run.scores() is None
+
+
+def test_runs_are_made_in_order_and_the_page_follows(here, monkeypatch):
+    monkeypatch.setattr(learning, "LADDER", (Recipe("plain", learning.PLAIN), Recipe("reinforced", learning.REINFORCED)))
     monkeypatch.setattr(learning, "VARIATIONS", ())
     made: list[Run] = []
 
@@ -81,5 +125,5 @@ def test_runs_are_made_in_order_and_the_page_follows(tmp_path, monkeypatch):
     main(lambda step: None, (0,), perform)
     assert [(r.recipe.name, r.samples) for r in made[:2]] == [("reinforced", FULL), ("plain", FULL)]
     assert [samples for samples, _ in curves(learning.LADDER[0], (0,))] == list(BUDGETS)
-    assert (tmp_path / "docs/learning.md").read_text() == page((0,))
-    assert (tmp_path / "docs/learning.svg").read_text().startswith("<svg xmlns=")
+    assert (here / "docs/learning.md").read_text() == page((0,))
+    assert (here / "docs/learning.svg").read_text().startswith("<svg xmlns=")
