@@ -43,7 +43,7 @@ class Trial:
 
 
 PHOTOGRAPHS = Trial("photos", "cat", "a cup of coffee on a table", "labels.txt")
-DRAWINGS = Trial("drawings", "guitar", "animal")
+DRAWINGS = Trial("drawings", "pineapple", "animal")
 """For our own model, which is made for drawings; these are of a style that its training data does not have."""
 
 

@@ -25,4 +25,4 @@ def test_the_weights_that_ship_know_drawings(bundle_of):
     shown = try_out(Bundle.open(bundle_of("mobileclip_nano", ("onnx",))), DRAWINGS)
     assert shown.labels == 65
     assert shown.rows[0][0] == DRAWINGS.picture
-    assert {name for _, name, _ in shown.found[:3]} <= {"horse face", "elephant", "dog face", "octopus", "whale", "turtle"}
+    assert {name for _, name, _ in shown.found[:3]} <= {"dog face", "horse face", "octopus", "whale", "elephant"}
