@@ -84,6 +84,8 @@ def load_model(source: str) -> Model:
         from mobileclip import checkpoints
 
         return from_checkpoint(checkpoints.load(path), path.name)
+    if path.is_dir() or len(path.parts) > 1:
+        raise InputError(f"{source}: {'is a folder' if path.is_dir() else 'no such file'}; give a checkpoint file or the name of a variant")
     spec = get_spec(source)
     from mobileclip import checkpoints
 

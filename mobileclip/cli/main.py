@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from mobileclip.errors import MobileClipError
+from mobileclip.errors import InputError, MobileClipError
 
 if TYPE_CHECKING:
     import typer
@@ -88,15 +88,22 @@ def main() -> None:
 
 def _run() -> None:
     app = build()  # inside the `try` of `main`: an interruption may come this early
+    from typer.exceptions import TyperException
+
     try:
-        app()
-    except SystemExit as e:  # typer has caught some exceptions before us
-        if e.code == 130:
-            raise KeyboardInterrupt from None
-        if isinstance(e.__context__, BrokenPipeError):
-            raise e.__context__ from None
-        sys.stdout.flush()  # while a broken pipe can still be answered
-        raise
+        code = app(prog_name="mobileclip", standalone_mode=False)
+    except SystemExit as e:  # typer has caught a broken pipe before us
+        raise e.__context__ or e from None
+    except TyperException as e:  # words that the command line does not take; without any, the help
+        if type(e).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(e.format_message() + "\n")
+            sys.exit(e.exit_code)
+        command = getattr(getattr(e, "ctx", None), "command_path", "mobileclip")
+        raise InputError(f"{e.format_message().rstrip('.')}; see {command} --help") from None
+    if code == 130:
+        raise KeyboardInterrupt
+    sys.stdout.flush()  # while a broken pipe can still be answered
+    sys.exit(code)
 
 
 def _fail(message: str, exit_code: int) -> None:

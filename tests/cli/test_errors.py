@@ -58,6 +58,30 @@ def test_a_word_that_is_like_no_other(run):
     assert run("export", "--target", "qqqq").error == "error: unknown target 'qqqq'; known: onnx, coreml, executorch, all"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nosuch",), "No such command 'nosuch'; see mobileclip --help"),
+        (("pull", "a", "--bogus"), "No such option: --bogus; see mobileclip pull --help"),
+        (("data", "fetch"), "Missing argument 'name'; see mobileclip data fetch --help"),
+        (
+            ("bench", "b", "--threads", "0"),
+            "Invalid value for '--threads': Input should be greater than or equal to 1; see mobileclip bench --help",
+        ),
+    ],
+)
+def test_words_that_no_command_takes(arguments, said, run):
+    result = run(*arguments)
+    assert (result.code, result.out, result.err) == (2, "", f"error: {said}\n")
+
+
+def test_nothing_asked_gets_the_help(run):
+    result = run()
+    assert (result.code, result.out) == (2, "")
+    assert "Usage: " in result.err
+    assert "error: " not in result.err
+
+
 # --- values that cannot be
 
 
@@ -67,6 +91,7 @@ def test_batches_that_cannot_be(batch, run, monkeypatch, tmp_path):
     result = run("export", "--target", "onnx", "--batch", batch)
     assert result.code == 2
     assert batch in result.error or "'--batch'" in result.error
+    assert result.err == f"{result.error}\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -93,7 +118,11 @@ def test_models_that_are_not_there(run, tmp_path, monkeypatch):
     assert "mobileclip pull mobileclip_s0" in result.error
     (tmp_path / "notes.txt").write_text("not a checkpoint")
     assert run("export", tmp_path / "notes.txt", "-o", tmp_path / "b").code == 2
-    assert run("export", tmp_path, "-o", tmp_path / "b").code == 2
+    assert (
+        run("export", tmp_path, "-o", tmp_path / "b").error
+        == f"error: {tmp_path}: is a folder; give a checkpoint file or the name of a variant"
+    )
+    assert f"{tmp_path / 'none'}: no such file" in run("export", tmp_path / "none", "-o", tmp_path / "b").error
     assert not (tmp_path / "b").exists()
 
 
