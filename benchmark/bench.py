@@ -43,7 +43,7 @@ from mobileclip.files import did_you_mean, reading, require, write_bytes
 from mobileclip.specs import DEFAULT_MODEL
 
 DEVICES = ("host",)
-_ELSEWHERE = re.compile(r"(iphone|ipad|pixel|galaxy|android|web)[a-z0-9 _-]*", re.IGNORECASE)
+_ELSEWHERE = ("iphone", "ipad", "pixel", "galaxy", "android", "web")
 MAX_RESULT_BYTES = 256 * 2**20
 KEEP_OF = round(1 / PARITY_SHARE)
 KEPT_GROUPS = 64
@@ -58,7 +58,8 @@ def check_device(name: str) -> str:
     """
     if name in DEVICES:
         return name
-    if _ELSEWHERE.fullmatch(name) and not difflib.get_close_matches(name.lower(), DEVICES, cutoff=0.8):
+    word = re.match(r"[a-z]*", name.lower()).group()  # type: ignore[union-attr]
+    if word.startswith(_ELSEWHERE) or set(difflib.get_close_matches(word, (*DEVICES, *_ELSEWHERE), n=1)) & set(_ELSEWHERE):
         raise MissingToolError(f"device {name!r} cannot be reached by this version; measure on this machine with --device host")
     raise did_you_mean("device", name, DEVICES)
 

@@ -218,6 +218,6 @@ def require(package: str, extra: str, needed_for: str) -> None:
 def did_you_mean(kind: str, got: str, known: Iterable[str]) -> InputError:
     """The error for an unknown name, with the nearest known one."""
     known = list(known)
-    near = difflib.get_close_matches(got.lower(), [k.lower() for k in known], n=1, cutoff=0.4)
+    near = difflib.get_close_matches(got.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     hint = next((f"did you mean {k!r}? " for k in known if near and k.lower() == near[0]), "")
     return InputError(f"unknown {kind} {got!r}; {hint}known: {', '.join(known)}")

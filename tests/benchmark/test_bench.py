@@ -154,7 +154,7 @@ def test_bad_options_are_named(tiny_bundle: Path, options: dict, kind: type, mes
         bench([tiny_bundle], **(QUICK | options))
 
 
-@pytest.mark.parametrize("name", ["iphone12promax", "pixel8", "android", "web", "iPad", "galaxy-s24"])
+@pytest.mark.parametrize("name", ["iphone12promax", "pixel8", "android", "web", "iPad", "galaxy-s24", "iphon", "andriod"])
 def test_devices_of_later_versions_are_absent(name: str) -> None:
     with pytest.raises(MissingToolError):
         check_device(name)
