@@ -6,7 +6,6 @@ timed in turns of random order, so that noise of the machine falls on all of the
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 import time
@@ -25,8 +24,11 @@ from mobileclip.specs import ModelSpec, get_spec
 VARIANTS = ("mobileclip2_s0", "mobileclip2_s2", "mobileclip2_b")
 ROUNDS, WARMUP_RUNS = 25, 3
 OPEN_CLIP_NAMES = {
-    name: f"MobileCLIP{'2' if name.startswith('mobileclip2') else ''}-{name.split('_')[1].upper()}" for name in (*VARIANTS, "mobileclip_s1")
-}
+    "mobileclip_s1": "MobileCLIP-S1", "mobileclip_s2": "MobileCLIP-S2", "mobileclip_b": "MobileCLIP-B",
+    "mobileclip2_s0": "MobileCLIP2-S0", "mobileclip2_s2": "MobileCLIP2-S2", "mobileclip2_b": "MobileCLIP2-B",
+    "mobileclip2_s3": "MobileCLIP2-S3", "mobileclip2_s4": "MobileCLIP2-S4", "mobileclip2_l14": "MobileCLIP2-L-14",
+}  # fmt: skip
+"""The variants that open_clip has too."""
 MATMUL = 1024
 
 
@@ -122,11 +124,9 @@ def _bound(session: Any, value: Any) -> Callable[[], Any]:
 
 
 def _ort(path: Path, value: Any) -> Callable[[], Any]:
-    import onnxruntime as ort
+    from mobileclip.export.runtimes.onnx import cpu_session
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(path, threads=1)
     feed = {session.get_inputs()[0].name: value}
     return lambda: session.run(None, feed)
 
@@ -184,7 +184,6 @@ def tables(names: Sequence[str], progress: Callable[[str], None], rounds: int = 
     Raises:
         InputError: A variant that open_clip does not have.
     """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import torch
 
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,26 +15,33 @@ from mobileclip.export.runtimes import Array
 from mobileclip.files import require
 
 
+def cpu_session(path: Path, threads: int) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU; whoever runs an ONNX file goes through here, so that telemetry is off."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the library is loaded
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 class OnnxSession:
     """An ONNX Runtime session."""
 
     def __init__(self, path: Path, artifact: ArtifactInfo, threads: int) -> None:
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the library is loaded
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = cpu_session(path, threads)
         except Exception as e:
             raise BundleError(f"{path}: ONNX Runtime refuses it ({str(e).splitlines()[0]}); export again") from None
+        import onnxruntime
+
         given = [(i.name, tuple(i.shape)) for i in self._session.get_inputs()]
         if given != [(artifact.input.name, artifact.input.shape)] or len(self._session.get_outputs()) != 1:
             raise BundleError(f"{path}: takes {given}, the manifest says {artifact.input.name} {list(artifact.input.shape)}; export again")
         self._input = artifact.input.name
-        self.engine = f"onnxruntime {ort.__version__}"
+        self.engine = f"onnxruntime {onnxruntime.__version__}"
 
     def run(self, value: Array) -> npt.NDArray[np.float32]:
         """(batch, ...) -> (batch, embed_dim)."""

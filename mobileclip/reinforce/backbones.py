@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileclip.errors import InputError, MissingToolError
+from mobileclip.export.runtimes.onnx import cpu_session
 from mobileclip.files import locked, require, sha256_file, write_bytes
 
 if TYPE_CHECKING:
@@ -103,15 +104,11 @@ class ImageBackbone:
 
     def __init__(self, name: ImageName, side: int, folder: Path) -> None:
         require("onnxruntime", "teachers", f"the teacher on {name}")
-        import onnxruntime
-
         path = folder / f"{name}-{side}-{_IMAGE[name].sha256[:8]}.onnx"
         with locked(path):
             if not path.exists():
                 write_bytes(path, _lite_onnx(name, side))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = cpu_session(path, threads=1)
         self._last: tuple[Sequence[NDArray[np.uint8]], tuple[Floats, Floats]] | None = None
 
     def __call__(self, views: Sequence[NDArray[np.uint8]]) -> tuple[Floats, Floats]:
@@ -198,11 +195,7 @@ def unit(rows: NDArray[np.floating]) -> Floats:
 
 def _onnx_minilm(path: Path) -> Callable[[NDArray[np.int64]], Floats]:
     require("onnxruntime", "teachers", "the teacher on paraphrase-minilm-l3")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(path, threads=1)
     pooled = session.get_outputs()[3].name
     return lambda ids: session.run([pooled], {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)})[0]
 
