@@ -125,8 +125,9 @@ def broken_rules(path: Path) -> list[str]:
     """Graph rules that the finished program breaks."""
     from mobileclip.export.verify.mil import MilProgram
 
-    broken = []
-    for operation in MilProgram.load(path).walk():
+    program = MilProgram.load(path)
+    broken = [f"constant {name} is not finite" for name in program.constants_not_finite()]
+    for operation in program.walk():
         sources = [v for values in operation.inputs.values() for v in values]
         if operation.type == "reduce_argmax":
             broken.append(f"reduce_argmax ({operation.name})")

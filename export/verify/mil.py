@@ -136,6 +136,12 @@ class MilProgram:
         """All operations in order of execution, constants included."""
         return iter(self.operations)
 
+    def constants_not_finite(self) -> list[str]:
+        """Names of constants with infinite values or NaN."""
+        import torch
+
+        return [n for n, v in self._constants.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.isfinite().all()]
+
     def operator_counts(self) -> dict[str, int]:
         """How often each operator occurs, by falling count; constants are not counted."""
         return dict(Counter(o.type for o in self.operations if o.type != "const").most_common())
