@@ -27,6 +27,7 @@ from mobileclip.export.exporter import write
 from mobileclip.export.graph import Plan, fold_affine
 from mobileclip.export.verify.dataset import pictures
 from mobileclip.export.verify.gate import check, filled, image_inputs, text_inputs
+from mobileclip.recipe import recipe_tensor
 from mobileclip.sources import Model, from_checkpoint
 from mobileclip.specs import CLIP_MEAN, CLIP_STD, REGISTRY, PreprocessSpec
 from mobileclip.tokenizer import Tokenizer
@@ -157,17 +158,16 @@ def _nearest(spec: PreprocessSpec) -> Inputs:
     return np.stack(rows).astype(np.float32)
 
 
-def _other_layer(tower: nn.Module) -> None:
-    """The attention block gets the values of the recipe for another variant's layer of the same shape."""
-    blocks = tower.get_submodule("transformer.resblocks")
-    assert isinstance(blocks, nn.ModuleList)
-    blocks[1].load_state_dict(blocks[2].state_dict())
+def _of_another_variant(layer: str) -> Callable[[nn.Module], None]:
+    """A layer gets the weights that the recipe gives to layers of this shape under another variant's names."""
 
+    def change(tower: nn.Module) -> None:
+        net = tower.get_submodule(layer)
+        net.load_state_dict(
+            {n: torch.from_numpy(recipe_tensor(f"another variant.{n}", tuple(v.shape))) for n, v in net.state_dict().items()}
+        )
 
-def _other_image_layer(tower: nn.Module) -> None:
-    blocks = tower.get_submodule("trunk.stages.2.blocks")
-    assert isinstance(blocks, nn.Sequential)
-    blocks[1].load_state_dict(blocks[3].state_dict())
+    return change
 
 
 def _causal_mask(tower: nn.Module) -> Tensor:
@@ -184,7 +184,7 @@ MUTANTS: dict[str, Mutant] = {
     "nearest for bilinear": Mutant("image", inputs=_nearest),
     "bicubic for bilinear": Mutant("image", preprocess=lambda p: replace(p, interpolation="bicubic")),
     "picture mirrored": Mutant("image", net=lambda t: Before(lambda x: x.flip(3), t)),
-    "an image layer with another's weights": Mutant("image", net=_changed(_other_image_layer)),
+    "an image layer of another variant": Mutant("image", net=_changed(_of_another_variant("trunk.stages.2.blocks.1"))),
     "start-token pooling": Mutant("text", net=_set("end_token", lambda t: 49406)),
     "last-token pooling": Mutant("text", net=LastToken),
     "ids through fp16": Mutant("text", net=lambda t: Before(_through_fp16, t)),
@@ -193,7 +193,7 @@ MUTANTS: dict[str, Mutant] = {
     "padding with the end token": Mutant("text", tokenizer=lambda t: Tokenizer.from_json(t.to_bytes(), pad_id=t.end_id)),
     "captions cut at 16 tokens": Mutant("text", net=lambda t: Before(lambda x: x * (torch.arange(x.shape[1]) < 16), t)),
     "positions not added": Mutant("text", net=_changed(lambda t: t.get_parameter("positional_embedding").zero_())),
-    "a text layer with another's weights": Mutant("text", net=_changed(_other_layer)),
+    "a text layer of another variant": Mutant("text", net=_changed(_of_another_variant("transformer.resblocks.1"))),
     "projection transposed": Mutant("text", net=_changed(lambda t: t.get_parameter("text_projection").t_())),
     "no normalisation": Mutant("image", plan=lambda p: replace(p, normalize=False)),
     "constant output": Mutant("image", net=lambda t: After(t, lambda e: e * 0 + 1)),
