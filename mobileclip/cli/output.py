@@ -60,6 +60,10 @@ def print_parity(title: str, bundle: Bundle, parity: Sequence[ParityInfo] | None
         "fp32 layers", "undelegated", "gate",
     )  # fmt: skip
     print_table(f"{title}: {manifest.model.name}, {manifest.model.source}", columns, rows)
+    for artifact in manifest.artifacts:
+        if artifact.not_delegated:
+            operators = ", ".join(f"{count} {name}" for name, count in artifact.not_delegated.items())
+            print_line(f"{artifact.target} {artifact.tower}, not delegated to {artifact.backend}: {operators}")
     if not manifest.model.trained:
         print_line("untrained weights: the numbers are right, predictions mean nothing")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mobileclip.export.bundle import TARGETS, Bundle
 from mobileclip.export.search import FOLDER_NAME, SIDECAR
 from mobileclip.export.verify.dataset import photograph
 
@@ -43,6 +44,31 @@ def test_classify_says_that_the_weights_are_untrained(run, pictures, nano_bundle
     assert f"mobileclip_nano on onnxruntime {version('onnxruntime')}; {NOTE}; 3 labels" in result.text
     for label in ("a cat", "a rocket, starting", "[/b] :smile: [red]"):
         assert result.text.count(label) >= 2
+
+
+@pytest.mark.parametrize("runtime", TARGETS)
+def test_every_command_runs_a_bundle_in_every_runtime(run, pictures, nano_bundle_all, runtime, tmp_path):
+    with_model = ("--model", nano_bundle_all, "--runtime", runtime, "--json")
+    engines = {p.target: p.engine for p in Bundle.open(nano_bundle_all).manifest.parity}
+    value = run("classify", pictures / "cat.png", "--labels", "a cat,a rocket", *with_model).json
+    assert value["engine"] == engines[runtime]
+    assert len(value["images"][0]["predictions"]) == 2
+    assert run("embed", pictures / "cat.png", "--text", "a cat", "-o", tmp_path / "e.npz", *with_model).code == 0
+    with np.load(tmp_path / "e.npz") as saved:
+        assert any(saved[name].shape == (2, 128) for name in saved.files)
+    found = run("search", pictures, "a cat", *with_model).json
+    assert len(found["results"]) == 3
+
+
+@pytest.mark.slow
+def test_an_export_as_typed_takes_the_default_model(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("export", "--target", "coreml")
+    assert (result.code, result.errors) == (0, [])
+    (folder,) = (p for p in tmp_path.iterdir() if not p.name.startswith("."))
+    manifest = Bundle.open(folder).manifest
+    assert (manifest.model.name, manifest.model.trained) == ("mobileclip_nano", True)
+    assert [(a.target, a.tower) for a in manifest.artifacts] == [("coreml", "image"), ("coreml", "text")]
 
 
 def test_one_bad_picture_does_not_lose_the_others(run, pictures, nano_bundle):

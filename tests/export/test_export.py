@@ -98,6 +98,9 @@ def test_undelegated_operators_are_listed(bundle):
     image = bundle.artifact("executorch", "image")
     assert image.backend == "xnnpack"
     assert sum(image.not_delegated.values()) <= (30 if bundle.manifest.options.precision == "fp16" else 3)
+    text = bundle.artifact("executorch", "text").not_delegated
+    assert text["native_layer_norm"] == 5
+    assert text["embedding"] == 1
 
 
 def test_golden_inputs_reproduce(bundle):
