@@ -55,3 +55,31 @@ def test_the_command_works_from_it(wheel, tmp_path):
     assert run.stdout.startswith(str(target))
     assert "export" in run.stdout
     assert "verify" in run.stdout
+
+
+@pytest.mark.slow
+def test_it_works_in_a_clean_environment(wheel, tmp_path):
+    """With what it declares to need and nothing else: no package of the targets or of the tests."""
+    uv, python = Path(sys.executable).with_name("uv"), tmp_path / "venv" / "bin" / "python"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True, timeout=300)
+    install = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "constraints.txt", wheel]
+    subprocess.run(install, check=True, timeout=600)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = python.with_name("mobileclip"), *arguments
+        return subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
+
+    assert "export" in run("--help").stdout
+    classified = run("classify", str(ROOT / "mobileclip/assets/drawings/pizza.webp"), "--labels", "pizza,car", "--json")
+    assert classified.returncode == 0, classified.stderr
+    missing = run("export", "--target", "onnx")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (4, 1)
+    assert "pip install 'mobileclip-toolkit[onnx]'" in missing.stderr
+    packages = subprocess.run(
+        [python, "-c", "import os, mobileclip; print(os.path.dirname(mobileclip.__path__[0]))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert packages.stdout.startswith(str(tmp_path))

@@ -35,6 +35,21 @@ def test_members_that_point_outside(tmp_path, name):
     assert [p.name for p in folder.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.parametrize("name", ["archive/data/0", "archive/data/1", "archive/link"])
+def test_members_that_are_links(tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(16))
+    link = zipfile.ZipInfo(name)
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        for member, data in GOOD.items():
+            if member != name:
+                archive.writestr(member, data)
+        archive.writestr(link, str(secret))
+    refused(tmp_path / "model.pt")
+    assert secret.read_bytes() == bytes(16)
+
+
 def bomb(path: Path, compression: int) -> None:
     """320 MB of zeros in about 320 kB."""
     with zipfile.ZipFile(path, "w") as archive:

@@ -79,6 +79,8 @@ def test_full_disk(free_mb, server, nano_bundle, disk, tmp_path):
 @pytest.mark.parametrize("there", [False, True])
 def test_read_only_disk(there, server, nano_bundle, disk, tmp_path):
     final, is_own = disk / "bundle", mount(disk)
+    if not is_own and os.geteuid() == 0:
+        pytest.skip("root may not mount here, and to root no folder is read-only")
     if there:
         shutil.copytree(nano_bundle, final)
     before = content(disk)
