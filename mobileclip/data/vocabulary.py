@@ -27,7 +27,7 @@ class Vocabulary:
     Attributes:
         words: Distinct.
         rows: (len(words), D) float32.
-        teachers: Name, width and weights of each teacher.
+        teachers: Name, width and weights of each teacher; the widths add up to D.
     """
 
     words: list[str]
@@ -54,9 +54,12 @@ def read(path: Path) -> Vocabulary:
             rows = file.get_tensor("text_emb")
         words, teachers = about["words"], about["teachers"]
         encoded = [word.encode() for word in words]  # fails for what is no text
+        width = sum(width for _, width, _ in teachers)
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise damaged from None
-    if len(set(encoded)) != len(words) or len(words) != len(rows) or not (rows.min() >= -_LARGEST and rows.max() <= _LARGEST):
+    if not isinstance(words, list) or not isinstance(teachers, list) or not all(isinstance(t, list) for t in teachers):
+        raise damaged
+    if len(set(encoded)) != len(words) or (len(words), width) != rows.shape or not (rows.min() >= -_LARGEST and rows.max() <= _LARGEST):
         raise damaged
     return Vocabulary(words, rows, teachers)
 

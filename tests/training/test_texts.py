@@ -234,10 +234,18 @@ def test_a_damaged_vocabulary(reinforced, tmp_path, damage):
     [
         (["a", "a"], rows_of(["a", "b"])), (["a"], rows_of(["a", "b"])), (["a"], rows_of(["a"]) * np.nan), (["a"], rows_of(["a"]) * 3e38),
         (["a"], rows_of(["a"])[0]), ([], np.zeros((0, 0))), (["\ud800"], rows_of(["a"])), ([1], rows_of(["a"])), ("a", rows_of(["a"])[:0]),
+        ("ab", rows_of(["a", "b"])), ({"a": 1, "b": 2}, rows_of(["a", "b"])), (["a"], rows_of(["a"])[:, 1:]),
     ],
 )  # fmt: skip
 def test_a_vocabulary_that_does_not_fit_together(tmp_path, words, rows):
     vocabulary.write(tmp_path / "v.safetensors", Vocabulary(words, rows, MADE_BY))
+    with pytest.raises(InputError, match="is damaged; remove it"):
+        vocabulary.read(tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("teachers", [{"abc": 1}, "abc", ["abc"], [{"a": 1, "b": 2, "c": 3}], [["a", 10]], [["a", "10", "0"]], [None]])
+def test_a_vocabulary_of_no_teachers(tmp_path, teachers):
+    vocabulary.write(tmp_path / "v.safetensors", Vocabulary(["a"], rows_of(["a"]), teachers))
     with pytest.raises(InputError, match="is damaged; remove it"):
         vocabulary.read(tmp_path / "v.safetensors")
 
