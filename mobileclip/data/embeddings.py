@@ -80,12 +80,13 @@ class Reinforcement:
                 raise _bad(f"{name}: NaN, infinite or huge numbers")
 
 
-def read(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$") -> Reinforcement:
+def read(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$", width: int | None = None) -> Reinforcement:
     """The embeddings of one sample.
 
     Args:
         members: Extension (`npz`, `pth.gz`, `syn.json`, `paug.json`, `txt`, `json`) to content. float32 is preferred to bfloat16.
         captions_regex: Which keys of `syn.json` to take (`re.match`).
+        width: What the teachers' widths add up to, if that is known.
 
     Raises:
         BadSample: `no_reinforcement`, `bad_reinforcement`, `too_large`, `no_caption`, `not_utf8`.
@@ -115,7 +116,10 @@ def read(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$") -> Re
         rows = dict.fromkeys(synthetic, text[n_real:])
     else:
         rows = {key: _named(arrays, f"{key}_emb") for key in synthetic}
-    return Reinforcement(param_aug, synthetic, _named(arrays, "image_emb"), text[:n_real], rows)
+    found = Reinforcement(param_aug, synthetic, _named(arrays, "image_emb"), text[:n_real], rows)
+    if width not in (None, found.width):
+        raise _bad(f"rows of {found.width} values, where the teachers' widths add up to {width}")
+    return found
 
 
 def synthetic_captions(members: dict[str, bytes], captions_regex: str = r"^syn_text.*$") -> dict[str, list[str]]:

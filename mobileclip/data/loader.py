@@ -84,9 +84,7 @@ def decode(sample: Sample, recipe: Recipe, seed: Sequence[int], epoch: int = 0) 
         return epoch % count if recipe.in_turn else drawn
 
     real = sample.captions()
-    stored = read(sample.members, recipe.synthetic_keys) if recipe.policy is None else None
-    if stored and recipe.width not in (None, stored.width):
-        raise BadSample("bad_reinforcement", f"rows of {stored.width} values, where the teachers' widths add up to {recipe.width}")
+    stored = read(sample.members, recipe.synthetic_keys, recipe.width) if recipe.policy is None else None
     wants_synthetic = recipe.captions != "real"
     synthetic = stored.captions if stored else synthetic_captions(sample.members, recipe.synthetic_keys) if wants_synthetic else {}
     keys = sorted(synthetic)

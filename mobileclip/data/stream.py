@@ -126,7 +126,7 @@ class Stream:
     def _opened(self, shards: list[Shard]) -> tuple[contextlib.ExitStack, list[Entry]]:
         with contextlib.ExitStack() as stack:
             with ThreadPoolExecutor(_FETCHES) as pool:
-                parts = [pool.submit(entries_of, shard) for shard in shards]
+                parts = [pool.submit(_entries, shard) for shard in shards]
             for part in parts:
                 if not part.exception():
                     stack.enter_context(part.result()[0])
@@ -136,12 +136,8 @@ class Stream:
             return stack.pop_all(), entries
 
 
-def entries_of(shard: Shard) -> tuple[contextlib.ExitStack, list[Entry]]:
-    """The samples of a shard, and what to close behind them. A shard that cannot be read is one bad sample: a long run goes on.
-
-    Raises:
-        InputError: A mistake in a table.
-    """
+def _entries(shard: Shard) -> tuple[contextlib.ExitStack, list[Entry]]:
+    """A shard that cannot be read is one bad sample: a long run goes on, and counts it."""
     with contextlib.ExitStack() as stack:
         try:
             entries = stack.enter_context(opened(shard))

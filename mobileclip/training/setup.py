@@ -76,7 +76,7 @@ def make_loss(config: TrainConfig) -> Loss:
 
 
 def make_optimizer(student: Student, config: TrainConfig, lr: float) -> torch.optim.AdamW:
-    """The optimizer that the config describes, with another learning rate."""
+    """The optimizer that the config describes, with this learning rate."""
     o = config.optimizer
     return adamw(student, lr, weight_decay=o.weight_decay, betas=o.betas, eps=o.eps, layer_decay=o.layer_decay)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,9 @@ from torch import Tensor, nn
 from mobileclip.data import vocabulary
 from mobileclip.data.batch import Rows
 from mobileclip.data.embeddings import read
-from mobileclip.data.samples import BadSample
-from mobileclip.data.shards import read_entry
-from mobileclip.data.source import find_shards, is_local
-from mobileclip.data.stream import entries_of
+from mobileclip.data.samples import BadSample, Tally
+from mobileclip.data.shards import DamagedShard, Entry, read_entry
+from mobileclip.data.source import Shard, find_shards, is_local, opened
 from mobileclip.data.vocabulary import Vocabulary
 from mobileclip.errors import GateError, InputError
 from mobileclip.models.clip import CLIP
@@ -49,51 +49,77 @@ _REPORTS = 20
 def read_vocabulary(config: TrainConfig) -> Vocabulary | None:
     """The words that `mobileclip reinforce` has embedded beside the shards, if it has; of several sets, the first's.
 
+    Only folders on this machine are looked at: shards behind URLs and commands come without words.
+
     Raises:
-        InputError: They are damaged, or by other teachers than the shards.
+        InputError: They are damaged, or by other teachers than the config's or the shards'.
     """
     shards = find_shards(config.data.shards, *config.data.join)
     folders = dict.fromkeys(Path(place).parent for shard in shards for place in shard.places if is_local(place))
     folder = next((f for f in folders if (f / vocabulary.NAME).is_file()), None)
     if folder is None:
         return None
-    found = vocabulary.read(folder / vocabulary.NAME)
-    stored = stored_teachers(folder)
+    path = folder / vocabulary.NAME
+    found, stored = vocabulary.read(path), stored_teachers(folder)
     if stored is not None and found.teachers != [[t.get(n) for n in ("name", "width", "weights")] for t in stored]:
-        raise InputError(f"{folder / vocabulary.NAME}: is not by the shards' teachers; remove it, `mobileclip reinforce` makes it again")
+        raise InputError(f"{path}: is not by the shards' teachers; remove it, `mobileclip reinforce` makes it again")
+    wanted, there = [[t.name, t.width] for t in config.loss.teachers], [[name, width] for name, width, _ in found.teachers]
+    if wanted != there:
+        names = [", ".join(f"{name} ({width})" for name, width in teachers) for teachers in (wanted, there)]
+        raise InputError(f"loss.teachers: {names[0]}, but {path} is by {names[1]}; name them so, or remove it if the shards are by others")
     return found
 
 
-def read_texts(config: TrainConfig) -> dict[str, NDArray[np.float32]]:
+def read_texts(config: TrainConfig) -> tuple[dict[str, NDArray[np.float32]], Tally]:
     """Distinct captions of the data, real and synthetic, with the teachers' rows (sum of widths,) float32.
 
-    Bad samples, and shards that cannot be read, are left out here and counted by the run proper.
+    Bad samples are left out and counted, by the rules of the run proper. A shard that cannot be fetched is no bad sample here: when this
+    is done again after an interruption it may be there, and the same run would have other weights.
+
+    Raises:
+        InputError: More samples are bad than `data.max_bad` allows, or a mistake in a table.
+        StorageError: A shard cannot be fetched.
     """
     found: dict[str, NDArray[np.float32]] = {}
+    tally, max_bad, last = Tally(), config.data.max_bad, ""
     width = sum(t.width for t in config.loss.teachers)
-    read_samples = 0
-    for shard in find_shards(config.data.shards, *config.data.join):
-        files, entries = entries_of(shard)
-        with files:
-            for entry in entries:
-                if len(found) >= MAX_TEXTS or read_samples >= MAX_SAMPLES:
-                    return found
-                read_samples += 1
-                with contextlib.suppress(BadSample):
-                    sample = read_entry(entry)
-                    stored, real = read(sample.members, config.data.synthetic_keys), sample.captions()
-                    if stored.width == width:
-                        pairs = [(real, stored.real), *((stored.captions[key], rows) for key, rows in stored.synthetic.items())]
-                        for text, row in (pair for captions, rows in pairs for pair in zip(captions, rows, strict=True)):
-                            if text not in found:
-                                found[text] = row.copy()  # a part of a table would keep all of it
-    return found
+    with contextlib.closing(_entries(find_shards(config.data.shards, *config.data.join))) as entries:
+        for entry in itertools.islice(entries, MAX_SAMPLES):
+            if len(found) >= MAX_TEXTS:
+                break
+            try:
+                sample = read_entry(entry)
+                stored, real = read(sample.members, config.data.synthetic_keys, width), sample.captions()
+            except BadSample as e:
+                tally.skipped[e.reason] += 1
+                last = f"{entry.key}: {e}"[:300]
+                tally.check(max_bad, option="data.max_bad", example=last)
+                continue
+            tally.seen += 1
+            pairs = [(real, stored.real), *((stored.captions[key], rows) for key, rows in stored.synthetic.items())]
+            for text, row in (pair for captions, rows in pairs for pair in zip(captions, rows, strict=True)):
+                if text not in found:
+                    found[text] = row.copy()  # a part of a table would keep all of it
+    tally.check(max_bad, at_least=1, option="data.max_bad", example=last)
+    return found, tally
+
+
+def _entries(shards: Sequence[Shard]) -> Generator[Entry]:
+    """All samples; a shard that is none counts as a bad one."""
+    for shard in shards:
+        try:
+            with opened(shard) as entries:
+                yield from entries
+        except DamagedShard:
+            yield Entry(shard.name, (), "damaged_shard")
 
 
 def spread_words(clip: CLIP, words: Vocabulary, teachers: Teachers) -> None:
     """Start the embeddings of tokens that are whole words from the principal components of the teachers' embeddings of them.
 
-    The components together have the spread that the tokens' embeddings have; where the tower is wider, its further columns stay random.
+    Each teacher's embeddings are multiplied by its scale and weight, so that it counts by the square of these in the components. That is
+    meant: in the loss, too, a sharper teacher tells more about which words are alike. The components together have the spread that the
+    tokens' embeddings have; where the tower is wider, its further columns stay random.
     """
     tokens = torch.from_numpy(np.asarray(Tokenizer.clip(4)(words.words), np.int64))
     end = clip.text.end_token
@@ -109,6 +135,15 @@ def spread_words(clip: CLIP, words: Vocabulary, teachers: Teachers) -> None:
     with torch.no_grad():
         spread = table.std() / components.std()
         table[tokens[single, 1].to(table.device), : components.shape[1]] = (components * spread.double().cpu()).to(table)
+
+
+def _emptied(stored: dict[str, NDArray[np.float32]]) -> tuple[list[str], Tensor]:
+    """The texts and their rows as one table (N, D); each row leaves `stored` as it is copied, so that none is in memory twice."""
+    texts = list(stored)
+    table = torch.empty(len(texts), len(stored[texts[0]]))
+    for i, text in enumerate(texts):
+        table[i] = torch.from_numpy(stored.pop(text))
+    return texts, table
 
 
 class _Pairs(nn.Module):
@@ -131,30 +166,33 @@ def pretrain_text(clip: CLIP, config: TrainConfig, progress: Callable[[str], Non
         progress: Told how far it is.
 
     Raises:
-        InputError: The batch does not divide, or the data has no texts of these teachers.
+        InputError: The batch does not divide, too many samples are bad, or texts or words are not by these teachers.
+        StorageError: A shard cannot be fetched.
         GateError: The loss is no longer finite.
     """
     stage, teachers = config.text_pretraining, make_teachers(config)
     assert stage is not None
     assert teachers is not None, "the config has seen to it"
     size, device = text_batch(config), clip.logit_scale.device
-    stored, words = read_texts(config), read_vocabulary(config)
-    if words and words.rows.shape[1] == sum(teachers.dims):
+    words = read_vocabulary(config)
+    stored, tally = read_texts(config)
+    if words:
         stored |= zip(words.words, words.rows, strict=True)
         if config.init is None:
             spread_words(clip, words, teachers)
     if not stored:
-        raise InputError(
-            f"text_pretraining: the data has no texts with embeddings of {sum(teachers.dims)} values, to which the widths of loss.teachers "
-            "add up; correct these, or reinforce the data"
-        )
-    texts, rows = list(stored), torch.from_numpy(np.stack(list(stored.values())))
-    digest = hashlib.sha256(repr(texts).encode() + rows.numpy().tobytes()).hexdigest()
-    if len(set(distributed.objects(digest))) > 1:
+        raise InputError("text_pretraining: the data has no texts with teachers' embeddings; reinforce it with `mobileclip reinforce`")
+    told = f"text tower: {len(stored):,} texts, {len(words.words) if words else 0:,} of them words of the vocabulary"
+    if tally.skipped:
+        told += f"; {tally.skipped.total():,} of {tally.present:,} samples left out ({tally.reasons()})"
+    del words
+    texts, rows = _emptied(stored)
+    digest = hashlib.sha256(repr(texts).encode())
+    digest.update(rows.numpy().data.cast("B"))
+    if len(set(distributed.objects(digest.hexdigest()))) > 1:
         raise InputError("text_pretraining: the processes read different texts; see that all can read all shards, and start again")
     if distributed.main_process():
-        progress(f"text tower: {len(texts):,} texts, {len(words.words) if words else 0:,} of them words of the vocabulary")
-    del stored
+        progress(told)
     tokens = torch.from_numpy(np.ascontiguousarray(Tokenizer.clip(clip.spec.text.context)(texts), np.int32))
     taught = copy.deepcopy(clip)
     freeze(taught, image=True)

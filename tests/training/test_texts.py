@@ -18,7 +18,7 @@ from mobileclip.data.augment import Policy, draw
 from mobileclip.data.embeddings import ABOUT, Reinforcement, write
 from mobileclip.data.shards import write_shard
 from mobileclip.data.vocabulary import Vocabulary
-from mobileclip.errors import GateError, InputError
+from mobileclip.errors import GateError, InputError, StorageError
 from mobileclip.tokenizer import Tokenizer
 from mobileclip.training import state
 from mobileclip.training.losses import Teachers
@@ -66,6 +66,13 @@ def reinforced(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def captions_alone(reinforced, tmp_path):
+    """The shard without the vocabulary."""
+    (tmp_path / "00000.tar").write_bytes((reinforced / "00000.tar").read_bytes())
+    return tmp_path
+
+
 def config_of(folder, **changes):
     teachers = [{"name": name, "width": width, "scale": scale} for name, width, scale in zip("ab", WIDTHS, (30, 5), strict=True)]
     value = {
@@ -75,17 +82,22 @@ def config_of(folder, **changes):
     return settings(folder, **value | changes)
 
 
+def with_data(folder, **changes):
+    return config_of(folder, data=config_of(folder).data.model_dump() | changes)
+
+
 def digest(folder):
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_texts_are_all_captions_with_their_rows(reinforced):
-    found = read_texts(config_of(reinforced))
+    found, tally = read_texts(config_of(reinforced))
     expected = {t for i in range(16) if i != 3 for t in (f"part {i}", f"part number {i}")} | {"a photograph"}
     assert found.keys() == expected
     np.testing.assert_array_equal(np.stack([found[t] for t in sorted(expected)]), rows_of(sorted(expected)))
-    chosen = config_of(reinforced, data=config_of(reinforced).data.model_dump() | {"synthetic_keys": "^none$"})
-    assert not read_texts(chosen)  # such samples are bad in the run, too
+    assert (tally.seen, dict(tally.skipped)) == (15, {"bad_reinforcement": 1})
+    found, tally = read_texts(with_data(reinforced, synthetic_keys="^none$", max_bad=1))
+    assert (len(found), tally.seen) == (0, 0)  # such samples are bad in the run, too
 
 
 def test_words_start_at_the_teachers_principal_components(reinforced):
@@ -119,7 +131,8 @@ def test_the_text_tower_alone_is_taught(reinforced):
         if not name.startswith("text."):
             assert torch.equal(tensor, start.state_dict()[name]), name
     assert all(p.requires_grad for p in clip.parameters())
-    assert told[0] == "text tower: 38 texts, 7 of them words of the vocabulary"
+    left_out = "1 of 16 samples left out (bad_reinforcement 1)"
+    assert told[0] == f"text tower: 38 texts, 7 of them words of the vocabulary; {left_out}"
     divergences = [float(line.partition("divergence ")[2].partition(",")[0]) for line in told[1:]]
     assert len(divergences) == 20
     assert divergences[-1] < 0.75 * divergences[0]
@@ -128,9 +141,8 @@ def test_the_text_tower_alone_is_taught(reinforced):
     assert all(torch.equal(a, b) for a, b in zip(clip.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_without_a_vocabulary_the_captions_are_taught(reinforced, tmp_path):
-    (tmp_path / "00000.tar").write_bytes((reinforced / "00000.tar").read_bytes())
-    config = config_of(tmp_path)
+def test_without_a_vocabulary_the_captions_are_taught(captions_alone):
+    config = config_of(captions_alone)
     assert read_vocabulary(config) is None
     clip = start_model(config)
     pretrain_text(clip, config, silent)
@@ -191,7 +203,11 @@ def test_two_processes_are_taught_as_one(reinforced, tmp_path):
         ({"text_pretraining": {"texts": 64, "batch_size": 5}}, "text_pretraining.batch_size 5 does not divide by 2 x 1 processes"),
         (
             {"loss": {"distillation": 0.5, "teachers": [{"name": "a", "width": 7}]}},
-            "no texts with embeddings of 7 values",
+            r"loss.teachers: a \(7\), but .*vocabulary.safetensors is by a \(6\), b \(4\); name them so, or remove it",
+        ),
+        (
+            {"loss": {"distillation": 0.5, "teachers": [{"name": "b", "width": 6}, {"name": "a", "width": 4}]}},
+            r"loss.teachers: b \(6\), a \(4\), but ",
         ),
     ],
 )
@@ -267,7 +283,7 @@ def test_a_vocabulary_by_other_teachers(reinforced, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     about = {"teachers": [{"name": "a", "width": 6, "weights": "0"}, {"name": "b", "width": 4, "weights": "1"}]}
     (tmp_path / ABOUT).write_text(json.dumps(about))
-    assert read_vocabulary(config_of(tmp_path, data=config_of(tmp_path).data.model_dump() | {"shards": [f"{tmp_path}/*.tar"]}))
+    assert read_vocabulary(with_data(tmp_path, shards=[f"{tmp_path}/*.tar"]))
     about["teachers"][1]["weights"] = "2"
     (tmp_path / ABOUT).write_text(json.dumps(about))
     with pytest.raises(InputError, match="is not by the shards' teachers"):
@@ -283,18 +299,39 @@ def test_words_without_a_direction_change_nothing(reinforced, words):
     assert torch.equal(clip.text.token_embedding.weight, before)
 
 
-def test_what_cannot_be_read_is_left_out(reinforced, tmp_path):
-    """As in the run proper, which counts it: a shard that is none, one that cannot be fetched, and rows of another width."""
-    (tmp_path / "00000.tar").write_bytes((reinforced / "00000.tar").read_bytes())
-    (tmp_path / "00001.tar").write_bytes(b"no tar")
-    zeros = Reinforcement([draw(80, 80, np.random.default_rng(0), Policy(64))], {}, *(np.ones((1, 7), np.float32),) * 2, {})
-    write_shard(tmp_path / "00002.tar", [("0" * 32, {"png": picture(0), "txt": b"odd", **write(zeros, "fp32")})])
-    data = config_of(tmp_path).data.model_dump() | {"shards": [str(tmp_path), "pipe:exit 3"]}
-    assert read_texts(config_of(tmp_path, data=data)).keys() == read_texts(config_of(reinforced)).keys()
+def test_bad_samples_are_left_out(reinforced, captions_alone):
+    """And counted, as in the run proper: a shard that is none, and rows of another width."""
+    (captions_alone / "00001.tar").write_bytes(b"no tar")
+    ones = Reinforcement([draw(80, 80, np.random.default_rng(0), Policy(64))], {}, *(np.ones((1, 7), np.float32),) * 2, {})
+    write_shard(captions_alone / "00002.tar", [("0" * 32, {"png": picture(0), "txt": b"odd", **write(ones, "fp32")})])
+    found, tally = read_texts(config_of(captions_alone))
+    assert found.keys() == read_texts(config_of(reinforced))[0].keys()
+    assert (tally.seen, dict(tally.skipped)) == (15, {"bad_reinforcement": 2, "damaged_shard": 1})
+
+
+@pytest.mark.parametrize(("folders", "at"), [(1, 16), (100, 1012)])
+def test_too_many_bad_samples(captions_alone, folders, at):
+    """As soon as that can be told: one of 16 is bad, the fourth of each shard."""
+    with pytest.raises(InputError, match=rf"of {at:,} samples are bad \(bad_reinforcement \d+\), more than data.max_bad 1.00%.*0003: bad_"):
+        read_texts(with_data(captions_alone, shards=[str(captions_alone)] * folders, max_bad=0.01))
+
+
+def test_a_shard_that_cannot_be_fetched(captions_alone):
+    """It may be there when the run is done again, which would then have other weights."""
+    with pytest.raises(StorageError, match="pipe:exit 3: the command failed with exit code 3"):
+        read_texts(with_data(captions_alone, shards=[str(captions_alone), "pipe:exit 3"]))
+    command = f"pipe:cat {captions_alone}/00000.tar"
+    assert len(read_texts(with_data(captions_alone, shards=[command]))[0]) == 31
+
+
+def test_data_without_texts(tmp_path):
+    write_shard(tmp_path / "00000.tar", [])
+    with pytest.raises(InputError, match="the data has no texts with teachers' embeddings; reinforce it"):
+        train(config_of(tmp_path), tmp_path / "run", progress=silent)
 
 
 def test_texts_take_no_more_memory_than_their_rows(reinforced):
-    assert all(row.base is None and row.nbytes == 4 * sum(WIDTHS) for row in read_texts(config_of(reinforced)).values())
+    assert all(row.base is None and row.nbytes == 4 * sum(WIDTHS) for row in read_texts(config_of(reinforced))[0].values())
 
 
 def test_the_dry_run_counts_it(reinforced):
