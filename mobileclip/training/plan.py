@@ -60,14 +60,14 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
     stage = config.text_pretraining
     first = {}
     if stage:
-        text_size = text_batch(config)
+        texts, text_size = stage.steps * stage.batch_size, text_batch(config)
         kept, text_flops, text_s = _try(student, lambda: ClipLoss()(student.pair_texts(batch.tokens), None).loss.backward(), place)
         first["text_pretraining"] = {
-            "texts": stage.texts,
+            "texts": texts,
             "steps": stage.steps,
             "activations_bytes": round(kept / _PROBE * text_size),
-            "flops": text_flops / _PROBE * stage.texts,
-            "hours_here": stage.texts * text_s / _PROBE / 3600,
+            "flops": text_flops / _PROBE * texts,
+            "hours_here": texts * text_s / _PROBE / 3600,
         }
     return {
         "model": {"name": config.model, "image_parameters": image, "text_parameters": text, "trained_parameters": trained},
