@@ -172,6 +172,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         InputError: Another process holds it and `wait` is false.
+        StorageError: The folder cannot be written, or its file system has no locks.
     """
     import fcntl
 
@@ -180,11 +181,12 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise InputError(f"{path}: another process works there; wait for it, or choose another folder with -o") from None
-    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process works there; wait for it, or choose another folder with -o") from None
+        except OSError as e:  # some network file systems have none
+            raise StorageError(f"{path}: cannot be locked ({_reason(e)}); choose a folder on a file system that has locks") from e
         yield
     finally:
         os.close(fd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -174,6 +176,22 @@ with locked(Path({str(target)!r})):
     assert waiter.communicate(timeout=30)[0] == "in\n"
     with locked(target):
         assert names(tmp_path) == [".bundle.lock", "log"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    tried = []
+
+    def flock(fd, how):
+        tried.append(fd)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StorageError, match=r"x: cannot be locked \(.+\); choose a folder on a file system that has locks"):
+        with locked(tmp_path / "x"):
+            pytest.fail("is not locked")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(*tried)
 
 
 def test_remove_tree(tmp_path):
