@@ -130,19 +130,13 @@ def reinforce(
         jobs = _jobs(plan, deciding, shards, out)
         summary = Summary(out, shards=len(jobs))
         names: dict[str, int] = {}
-        models: dict[str, Any] | None = None
-        todo = []
-        for job in jobs:
-            done = finished(job)
-            if done is None:
-                todo.append(job)
-            else:
-                models = _add(summary, names, models, done)
-        todo = [replace(job, models=models) for job in todo]
-        if not todo and ensemble.words and not (out / vocabulary.NAME).is_file():
-            worker = Worker(plan)
-            worker.check(models, out)
-            worker.keep_words()
+        there = [finished(job) for job in jobs]
+        models = next((done.models for done in there if done), None)
+        if models and all(there) and ensemble.words and not (out / vocabulary.NAME).is_file():
+            there[0] = None  # made again: who makes a shard keeps the words
+        for done in filter(None, there):
+            _add(summary, names, models, done)
+        todo = [replace(job, models=models) for job, done in zip(jobs, there, strict=True) if done is None]
         run = _run_ray(plan, todo, workers, gpus, address) if engine == "ray" and todo else _run_local(plan, todo)
         with contextlib.closing(run):  # workers end before the folder is free for others
             for done in run:
@@ -205,8 +199,7 @@ def _deciding(plan: Plan) -> dict[str, Any]:
         "teachers": teachers,
         "augmentation": plan.ensemble.augmentation.model_dump(mode="json"),
         "captioner": plan.ensemble.captioner.model_dump(mode="json"),
-        "words": (words := plan.ensemble.words)
-        and {"count": words.count, "sha256": hashlib.sha256(canonical_json(resolved(words))).hexdigest()},
+        "words": (words := plan.ensemble.words) and {"count": words.count, "sha256": _sha256(resolved(words))},
         "views": plan.views,
         "captions": plan.captions,
         "dtype": plan.dtype,
@@ -244,8 +237,8 @@ def _check_same(out: Path, config: dict[str, Any]) -> None:
     except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError(f"{path}: is damaged; remove the folder or choose another one with -o") from None
     if before != config and not any(out.glob("*_stats.json")):  # nothing was made yet: a mended config may take the place
-        for fitted in (out / TEACHERS).glob("*.safetensors"):
-            fitted.unlink()
+        for made in (out / vocabulary.NAME, *(out / TEACHERS).glob("*.safetensors")):
+            made.unlink(missing_ok=True)
         write_bytes(path, _json({"schema": 1, "config": config}))
     elif before != config:
         names = [k for k in config if not isinstance(before, dict) or before.get(k) != config[k]] or ["config"]
@@ -354,7 +347,7 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
         todo = [
             {
                 "places": [_absolute(p) for p in j.shard.places],
-                "out": str(j.out.resolve()),
+                "out": str(j.out.absolute()),
                 "fingerprint": j.fingerprint,
                 "models": j.models,
             }

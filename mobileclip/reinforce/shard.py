@@ -50,7 +50,7 @@ class Plan:
         dtype: `bf16` or `fp32`.
         seed: Of everything drawn.
         images: Also write the picture and the captions, so that the shard can be trained on without a join.
-        folder: Of the teachers' files, in that of the data set.
+        folder: Of the teachers' files.
         device: Of models of open_clip.
     """
 
@@ -177,9 +177,12 @@ class Worker:
             InputError: The models are not those of the other shards, there is no such file, or a table is damaged.
             StorageError: It cannot be read, or the output not be written.
         """
-        self.check(job.models, job.out.parent)
+        if job.models not in (None, self.models):
+            raise InputError(f"{job.out.parent}: its shards were made by teachers with other weights; choose another folder with -o")
         tally, self._stages = Tally(), {}
-        self.keep_words()
+        if (words := self._plan.ensemble.words) and not self._tagger:
+            with one_thread():
+                self._tagger = Tagger(words, self.teachers, job.out.parent)
         with one_thread(), ExitStack() as stack:
             try:
                 entries = stack.enter_context(opened(job.shard))
@@ -190,21 +193,6 @@ class Worker:
         about = {"fingerprint": job.fingerprint, "num_uids": tally.seen, "skipped": skipped, "models": self.models}
         write_bytes(stats_path(job.out), canonical_json(about | {"bytes": job.out.stat().st_size}))
         return Done(job.out.stem, tally, self.models, {name: (int(n), seconds) for name, (n, seconds) in self._stages.items()})
-
-    def check(self, models: dict[str, Any] | None, out: Path) -> None:
-        """Compare with the models of the shards that are there.
-
-        Raises:
-            InputError: These are others.
-        """
-        if models not in (None, self.models):
-            raise InputError(f"{out}: its shards were made by teachers with other weights; choose another folder with -o")
-
-    def keep_words(self) -> None:
-        """See that the words' embeddings lie beside the shards; not before it is known that these are by the same teachers."""
-        if (words := self._plan.ensemble.words) and not self._tagger:
-            with one_thread():
-                self._tagger = Tagger(words, self.teachers, self._plan.folder.parent)
 
     def _samples(self, entries: Sequence[Entry], tally: Tally) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         keys: dict[str, str] = {}

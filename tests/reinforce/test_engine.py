@@ -17,6 +17,7 @@ import safetensors.torch
 from PIL import Image
 from small_sets import NANO, ensemble, sample
 
+from mobileclip.data import vocabulary
 from mobileclip.data.augment import replay
 from mobileclip.data.embeddings import read
 from mobileclip.data.shards import read_shard, write_shard
@@ -191,7 +192,9 @@ def test_a_mistake_in_a_table_stops_with_its_line(make, tmp_path):
 def test_a_mended_config_may_take_the_folder_of_one_that_made_nothing(make, tmp_path, tiny):
     with pytest.raises(InputError, match="did you mean"):
         make(tiny | {"model": "ViT-L-41"})
+    (tmp_path / "out" / vocabulary.NAME).write_bytes(b"words of the first config")
     assert make().made == 3
+    assert not (tmp_path / "out" / vocabulary.NAME).exists()
 
 
 def test_teachers_with_other_weights_leave_finished_shards_alone(make, tmp_path, tiny_open_clip):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import safetensors.torch
 from small_sets import NANO
 
 from mobileclip.data import vocabulary
@@ -90,13 +93,39 @@ def test_words_of_the_vocabulary_are_single_tokens():
 
 
 def test_a_finished_set_gets_its_vocabulary_again(make, tmp_path):
-    """Also one that was finished without."""
-    make(NANO, captions=0, dtype="fp32", words={"count": 2, "vocabulary": WORDS})
-    path = tmp_path / "out" / vocabulary.NAME
-    before = path.read_bytes()
-    path.unlink()
-    make(NANO, captions=0, dtype="fp32", words={"count": 2, "vocabulary": WORDS})
-    assert path.read_bytes() == before
+    """With the first shard; also a set that was finished without."""
+    first = make(words={"count": 2, "vocabulary": WORDS})
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("[!.]*") if p.is_file()}
+    (tmp_path / "out" / vocabulary.NAME).unlink()
+    again = make(words={"count": 2, "vocabulary": WORDS})
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("[!.]*") if p.is_file()} == before
+    assert (again.made, again.tally) == (1, first.tally)
+    assert make(words={"count": 2, "vocabulary": WORDS}).made == 0
+
+
+def test_by_the_teachers_that_made_the_shards(make, data, tmp_path, tiny_open_clip):
+    teacher = {"kind": "open_clip", "name": "t", "model": tiny_open_clip()}
+    options = {"shards": data / "00002.tar", "words": {"count": 2, "vocabulary": WORDS}}
+    make(teacher, **options)
+    (tmp_path / "out" / vocabulary.NAME).unlink()
+    before = (tmp_path / "out/00002.tar").read_bytes()
+    path = Path(teacher["model"].removeprefix("local-dir:")) / "open_clip_model.safetensors"
+    state = safetensors.torch.load(path.read_bytes())
+    safetensors.torch.save_file({name: t * 2 if t.ndim > 1 else t for name, t in state.items()}, path)
+    with pytest.raises(InputError, match="teachers with other weights"):
+        make(teacher, **options)
+    assert (tmp_path / "out/00002.tar").read_bytes() == before
+    assert not (tmp_path / "out" / vocabulary.NAME).exists()
+
+
+def test_the_vocabulary_lies_beside_the_shards(make, tmp_path):
+    """Also where the teachers' files lie elsewhere."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere/teachers").mkdir(parents=True)
+    (tmp_path / "out/teachers").symlink_to(tmp_path / "elsewhere/teachers")
+    make(words={"count": 2, "vocabulary": WORDS})
+    assert (tmp_path / "out" / vocabulary.NAME).is_file()
+    assert not (tmp_path / "elsewhere" / vocabulary.NAME).exists()
 
 
 def test_another_vocabulary_is_another_set(make):
