@@ -85,9 +85,9 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it is kept."""
+        """Where it is kept; each config has its own, as the trainer refuses to go on with another one."""
         name = "".join(c if c.isalnum() else "-" for c in self.recipe.name).strip("-")
-        return RUNS / f"{name}-{self.samples}-{self.seed}"
+        return RUNS / f"{name}-{self.samples}-{self.seed}-{self.config_sha256[:8]}"
 
     @property
     def command(self) -> list[str]:

@@ -48,7 +48,7 @@ def finish(run: Run, score: float) -> None:
     keep(run)
 
 
-def test_every_run_is_a_valid_config():
+def test_every_run_is_a_valid_config(here):
     found = {run.folder: run for run in runs(SEEDS)}
     assert len(found) == len({tuple(run.command) for run in found.values()})
     for run in found.values():
@@ -94,13 +94,17 @@ def test_efficiency_is_never_better_than_measured(plain, reinforced, told):
 def test_a_run_is_made_again_when_its_config_has_changed(here):
     run = Run(LADDER[0], FULL, 0)
     finish(run, 0.4)
-    shutil.rmtree(run.folder)
+    before = run.folder
     assert run.scores() == dict.fromkeys(METRICS, 40.0)
     path = here / LADDER[0].config
     path.write_text(path.read_text().replace("log_every: 20", "log_every: 10"))
     assert run.scores(), "logs do not decide the weights"
+    assert run.folder == before
     path.write_text(path.read_text().replace("lr: 3e-3", "lr: 2e-3"))
     assert run.scores() is None
+    assert run.folder != before, "there the trainer would refuse the other config"
+    finish(run, 0.5)
+    assert run.scores() == dict.fromkeys(METRICS, 50.0)
 
 
 def test_a_run_without_scores_is_not_kept(here):
