@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -86,8 +88,16 @@ def with_data(folder, **changes):
     return config_of(folder, data=config_of(folder).data.model_dump() | changes)
 
 
-def digest(folder):
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+def digests(folder):
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.safetensors", "model-ema.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def whole(reinforced, tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(config_of(reinforced), folder, progress=silent)
+    return folder
 
 
 def test_texts_are_all_captions_with_their_rows(reinforced):
@@ -161,25 +171,50 @@ def test_weights_to_start_from_keep_their_tokens(reinforced, tmp_path):
     torch.testing.assert_close(clip.text.token_embedding.weight, before, atol=1e-6, rtol=0)
 
 
-def test_a_run_that_goes_on_does_not_teach_again(reinforced, tmp_path):
-    config = config_of(reinforced)
-    train(config, tmp_path / "whole", progress=silent)
+def test_it_decides_the_weights(reinforced, whole, tmp_path):
+    train(config_of(reinforced, text_pretraining=None), tmp_path, progress=silent)
+    assert digests(tmp_path) != digests(whole)
+
+
+def killed(config, folder, moment):
+    """Train in a process of its own that kills itself at a moment."""
+    child = os.fork()
+    if not child:
+        save = state.save
+
+        def die():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def saving(*arguments):
+            if moment == "before the first state":
+                die()
+            path = save(*arguments)
+            if moment == "behind the first state":
+                die()
+            return path
+
+        state.save = saving
+        try:
+            train(config, folder, progress=lambda told: die() if told.startswith(moment) else None)
+        finally:
+            os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("moment", "saved"),
+    [("text tower: step 2 of 4", []), ("before the first state", []), ("behind the first state", [0]), ("step 3 of 6", [0, 2])],
+)
+def test_killed(reinforced, whole, tmp_path, moment, saved):
+    """Around the state of step 0: before it all is done again, behind it nothing; the run that goes on ends with the same bytes."""
+    torch.set_num_threads(1)
+    killed(config_of(reinforced), tmp_path, moment)
+    assert state.saved_steps(tmp_path) == saved
     told = []
-
-    def interrupt(step):
-        told.append(step)
-        if step.startswith("step 3"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "cut", progress=interrupt)
-    assert any(line.startswith("text tower: step 4 of 4") for line in told)
-    told.clear()
-    train(config, tmp_path / "cut", progress=told.append)
-    assert not [line for line in told if line.startswith("text tower")]
-    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
-    train(config_of(reinforced, text_pretraining=None), tmp_path / "without", progress=silent)
-    assert digest(tmp_path / "without") != digest(tmp_path / "whole")
+    train(config_of(reinforced), tmp_path, progress=told.append)
+    assert any(line.startswith("text tower") for line in told) != bool(saved)
+    assert digests(tmp_path) == digests(whole)
+    assert not list(tmp_path.glob(".mobileclip-tmp-*"))
 
 
 def test_two_processes_are_taught_as_one(reinforced, tmp_path):
