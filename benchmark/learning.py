@@ -106,7 +106,7 @@ class Run:
     def scores(self) -> dict[str, float] | None:
         """Its last scores in %; None if it is not finished."""
         found = records().get(self.config_sha256)
-        return found and found.scores
+        return found.scores if found else None
 
     @property
     def changes(self) -> tuple[str, ...]:

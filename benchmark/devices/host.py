@@ -278,7 +278,7 @@ def device() -> DeviceInfo:
     )
 
 
-def state(moment: Literal["before", "during", "after"]) -> DeviceState:
+def state(moment: Literal["before", "after"]) -> DeviceState:
     """How busy it is."""
     return DeviceState(moment=moment, load_average_1m=round(os.getloadavg()[0], 2))
 

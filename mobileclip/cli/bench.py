@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import typer
 
@@ -34,6 +35,7 @@ def bench(
     All models are in memory at the same time; give fewer bundles in one call where that is too much.
     """
     from mobileclip.benchmark import bench as benchmark
+    from mobileclip.benchmark.protocol import Mode
     from mobileclip.export.bundle import TOWERS
     from mobileclip.files import did_you_mean
 
@@ -44,8 +46,8 @@ def bench(
     chosen = bundles or benchmark.find_bundles(Path())
     with output.progress(json_output=json_output) as progress:
         run = benchmark.bench(
-            chosen, device=device, runtimes=runtime, towers=towers, threads=threads, mode=mode, seconds=seconds, samples=samples,
-            progress=progress,
+            chosen, device=device, runtimes=runtime, towers=towers, threads=threads, mode=cast(Mode, mode), seconds=seconds,
+            samples=samples, progress=progress,
         )  # fmt: skip
     paths = benchmark.save(run, out)
     if json_output:
