@@ -126,9 +126,9 @@ class Record(Strict):
     config_sha256: str
     scores: dict[str, float]
     """The last ones, in %, of each of `METRICS`."""
-    samples_per_s: float
-    """Median over the run, of both processes."""
-    waiting_share: float
+    samples_per_s: float | None
+    """Median over the run, of both processes; None where the log is lost."""
+    waiting_share: float | None
     """Median of the shares of the time spent waiting for data."""
 
 
@@ -161,12 +161,12 @@ def keep(run: Run) -> None:
 
 
 def runs(seeds: Sequence[int]) -> Iterator[Run]:
-    """All runs, the most telling ones first."""
-    plain, reinforced = LADDER[0], LADDER[-1]
-    for seed in seeds:
-        yield from (Run(recipe, FULL, seed) for recipe in (reinforced, plain))
-    yield from (Run(recipe, samples, seeds[0]) for samples in BUDGETS[:-1] for recipe in (reinforced, plain))
-    yield from (Run(recipe, RUNG, seeds[0]) for recipe in (*LADDER, *VARIATIONS))
+    """All runs, the shorter ones first: the page says something early."""
+    ends = (LADDER[-1], LADDER[0])
+    budgets = [Run(recipe, samples, seeds[0]) for samples in BUDGETS for recipe in ends]
+    rungs = [Run(recipe, RUNG, seeds[0]) for recipe in (*LADDER, *VARIATIONS)]
+    repeated = [Run(recipe, FULL, seed) for seed in seeds[1:] for recipe in ends]
+    yield from sorted(dict.fromkeys((*budgets, *rungs, *repeated)), key=lambda run: run.samples)
 
 
 def perform(run: Run, progress: Callable[[str], None]) -> None:
@@ -241,7 +241,7 @@ def page(seeds: Sequence[int]) -> str:
         "## The parts of the recipe", "", *_table([(r.name, [Run(r, RUNG, seeds[0])]) for r in LADDER]), "",
         "Against the last line, the last of them against the third:", "",
         *_table([(r.name, [Run(r, RUNG, seeds[0])]) for r in VARIATIONS]), "",
-        "## Commands", "", "```", *dict.fromkeys(shlex.join(run.command) for run in runs(seeds)), "```", "",
+        "## Commands", "", "```", *(shlex.join(run.command) for run in runs(seeds)), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

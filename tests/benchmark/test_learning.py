@@ -127,7 +127,8 @@ def test_runs_are_made_in_order_and_the_page_follows(here, monkeypatch):
             finish(run, 0.1 * len(made))
 
     main(lambda step: None, (0,), perform)
-    assert [(r.recipe.name, r.samples) for r in made[:2]] == [("reinforced", FULL), ("plain", FULL)]
+    assert [(r.recipe.name, r.samples) for r in made[:2]] == [("reinforced", BUDGETS[0]), ("plain", BUDGETS[0])]
+    assert [r.samples for r in made] == sorted(r.samples for r in made)
     assert [samples for samples, _ in curves(learning.LADDER[0], (0,))] == list(BUDGETS)
     assert (here / "docs/learning.md").read_text() == page((0,))
     assert (here / "docs/learning.svg").read_text().startswith("<svg xmlns=")

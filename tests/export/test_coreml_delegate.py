@@ -108,3 +108,13 @@ def test_hostile_listings_are_refused(nodes, monkeypatch, tmp_path):
     with pytest.raises(BundleError, match="delegate's files are damaged"):
         extract(tmp_path / "image.pte", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["coreml", "xnnpack"])
+def test_a_published_image_tower_goes_to_either_delegate(backend, bundle_of):
+    bundle = Bundle.open(bundle_of("untrained:mobileclip2_s0", ("executorch",), towers=("image",), executorch_backend=backend))
+    artifact = bundle.artifact("executorch", "image")
+    left = {} if backend == "coreml" else {"sum.dim_IntList": 1}  # of the normalisation, which XNNPACK leaves to the portable kernels
+    assert (artifact.backend, artifact.not_delegated) == (backend, left)
+    assert [p.passed for p in bundle.manifest.parity] == [True]
