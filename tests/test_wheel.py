@@ -73,8 +73,8 @@ def test_it_works_in_a_clean_environment(wheel, tmp_path):
     classified = run("classify", str(ROOT / "mobileclip/assets/drawings/pizza.webp"), "--labels", "pizza,car", "--json")
     assert classified.returncode == 0, classified.stderr
     missing = run("export", "--target", "onnx")
-    assert (missing.returncode, len(missing.stderr.splitlines())) == (4, 1)
-    assert "pip install 'mobileclip-toolkit[onnx]'" in missing.stderr
+    assert missing.returncode == 4
+    assert "pip install 'mobileclip-toolkit[onnx]'" in missing.stderr.splitlines()[-1]
     packages = subprocess.run(
         [python, "-c", "import os, mobileclip; print(os.path.dirname(mobileclip.__path__[0]))"],
         capture_output=True,
