@@ -159,6 +159,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_
     x = Axis([p[0] for p in points], LEFT, WIDTH - RIGHT, log=True)
     y = Axis([p[1] for p in points], HEIGHT - BOTTOM, TOP)
     parts = [Markup(_ALONE), *_frame(x, y, x_title, y_title)]
+    highest = max((curve[-1][1] for curve in series.values() if curve), default=0.0)
     for i, (name, curve) in enumerate(series.items()):
         if not curve:
             continue
@@ -166,7 +167,8 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_
         parts.append(Markup('<path class="curve c{}" d="M{}"/>').format(i, "L".join(f"{a} {b}" for a, b in places)))
         parts += [Markup('<circle class="c{}" cx="{}" cy="{}" r="3.5"/>').format(i, a, b) for a, b in places]
         last = places[-1]
-        parts.append(Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(last[0] - 4, last[1] - 9, name))
+        right, down, anchor = (-4, -9, "end") if curve[-1][1] == highest else (7, 9, "start")  # above the upper curve, beside the lower one
+        parts.append(Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(last[0] + right, last[1] + down, anchor, name))
     return _svg(parts, f"{y_title} over {x_title}", xmlns=True)
 
 
