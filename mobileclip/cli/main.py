@@ -92,8 +92,10 @@ def _run() -> None:
 
     try:
         code = app(prog_name="mobileclip", standalone_mode=False)
-    except SystemExit as e:  # typer has caught a broken pipe before us
-        raise e.__context__ or e from None
+    except SystemExit as e:
+        if isinstance(e.__context__, BrokenPipeError):  # typer has caught it before us
+            raise e.__context__ from None
+        raise
     except TyperException as e:  # words that the command line does not take; without any, the help
         if type(e).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(e.format_message() + "\n")
