@@ -147,7 +147,12 @@ def _render_all(items: list[Item], pixels: int, progress: Callable[[str], None])
     except BrokenProcessPool:
         raise InputError("a picture made the renderer crash; nothing was written") from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A join that Ctrl-C interrupts takes the running thread for ended (CPython before 3.13), and the exit then never comes.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pack(

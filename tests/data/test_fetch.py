@@ -250,10 +250,16 @@ def test_a_client_that_fails(tmp_path, sources, monkeypatch):
 
 
 INTERRUPTED = """
-import sys
+import os, signal, sys, time
+from concurrent.futures.process import _ExecutorManagerThread as Manager
 from pathlib import Path
 import packs
 from mobileclip.data import fetch
+def slowly(manager, join=Manager.join_executor_internals):
+    print("shutting down", flush=True)
+    time.sleep(1)
+    join(manager)
+Manager.join_executor_internals = slowly
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     sources = {"emoji": packs.emoji_source(root / "p")}
@@ -264,7 +270,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("moment", ["reading packages", "rendered"])
+@pytest.mark.parametrize("moment", ["reading packages", "rendered", "shutting down"])
 def test_ctrl_c_leaves_nothing_half_written(tmp_path, moment):
     (tmp_path / "run.py").write_text(INTERRUPTED)
     environment = {**os.environ, "PYTHONPATH": str(Path(packs.__file__).parent)}
