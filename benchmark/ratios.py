@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mobileclip.errors import InputError
-from mobileclip.export.bundle import PRECISIONS, TOWERS, Options, PreprocessInfo, Target, Tower
+from mobileclip.export.bundle import PRECISIONS, TOWERS, Options, Precision, PreprocessInfo, Target, Tower
 from mobileclip.specs import ModelSpec, get_spec
 
 VARIANTS = ("mobileclip2_s0", "mobileclip2_s2", "mobileclip2_b")
@@ -71,7 +71,7 @@ def macs(net: Any, example: Any) -> float:
     return counter.get_total_flops() / 2
 
 
-def ways_of(spec: ModelSpec, tower: Tower, folder: Path) -> tuple[list[Way], float]:
+def ways_of(spec: ModelSpec, tower: Tower, folder: Path, precisions: Sequence[Precision] = PRECISIONS) -> tuple[list[Way], float]:
     """All ways to run a tower, and its multiply-accumulates in fused form."""
     import open_clip
     import torch
@@ -112,7 +112,7 @@ def ways_of(spec: ModelSpec, tower: Tower, folder: Path) -> tuple[list[Way], flo
     preprocess = PreprocessInfo(**spec.preprocess.__dict__, baked=False)
     targets: tuple[Target, ...] = ("onnx", "executorch")
     for target in targets:
-        for precision in PRECISIONS:
+        for precision in precisions:
             plan = plan_for(tower, spec.embed_dim, Options(precision=precision), preprocess, value)
             session = runtimes.load_artifact(folder, write(target, folded, plan, folder), threads=1)
             ways.append(Way(f"{target} {precision}", _bound(session, value), ours=True))
@@ -178,8 +178,10 @@ class Table:
 COLUMNS = ("path", "p50 ms", "of open_clip eager", "of the best not ours", "of the roofline", "n")
 
 
-def tables(names: Sequence[str], progress: Callable[[str], None], rounds: int = ROUNDS) -> Iterator[Table]:
-    """Measure each tower of each variant.
+def tables(
+    names: Sequence[str], progress: Callable[[str], None], rounds: int = ROUNDS, precisions: Sequence[Precision] = PRECISIONS
+) -> Iterator[Table]:
+    """Measure each tower of each variant, ours in these precisions.
 
     Raises:
         InputError: A variant that open_clip does not have.
@@ -195,7 +197,7 @@ def tables(names: Sequence[str], progress: Callable[[str], None], rounds: int = 
         for tower in TOWERS:
             progress(f"{spec.name} {tower}: exporting")
             with tempfile.TemporaryDirectory() as folder:
-                ways, work = ways_of(spec, tower, Path(folder))
+                ways, work = ways_of(spec, tower, Path(folder), precisions)
                 progress(f"{spec.name} {tower}: measuring {len(ways)} paths")
                 matmul = _matmul()
                 measure([*ways, matmul], rounds)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from mobileclip.errors import GateError
 from mobileclip.export.bundle import TensorInfo, Tower
-from mobileclip.models.blocks import ConvNorm, LayerScale, RepMixerBlock, attention
+from mobileclip.models.blocks import ConvNorm, LayerScale, RepMixerBlock
 from mobileclip.models.fuse import fold_batch_norm
 from mobileclip.models.mci import AttentionBlock, MapAttention
-from mobileclip.models.text import PackedAttention, TextEncoder, TransformerBlock
-from mobileclip.models.vit import Attention, Block, StemLayer, ViT
+from mobileclip.models.text import PackedAttention
+from mobileclip.models.vit import Attention, StemLayer
 from mobileclip.specs import PreprocessSpec
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,7 +29,6 @@ def fold_affine(tower: M) -> M:
     """A copy of a fused tower with every remaining affine step folded into its neighbour, exact up to rounding.
 
     BatchNorm after a convolution, BatchNorm in front of attention, the scale of attention scores, and layer scale behind a projection.
-    A last transformer block without a mask computes the pooled position only, as nothing behind its attention mixes positions.
     The result is no longer in a published form; it only exists to be exported.
     """
     tower = copy.deepcopy(tower)
@@ -52,44 +51,7 @@ def fold_affine(tower: M) -> M:
                     kernel, bias = fold_batch_norm(torch.eye(qkv.in_features)[:, :, None, None], m.norm)
                     qkv.bias = nn.Parameter(qkv.weight @ bias)
                     qkv.weight, m.norm = nn.Parameter(qkv.weight @ kernel[:, :, 0, 0]), nn.Identity()
-        for m in tower.modules():
-            if isinstance(m, TextEncoder | ViT):
-                _pool_early(m)
     return tower
-
-
-def _pool_early(tower: TextEncoder | ViT) -> None:
-    """Let the last transformer block compute the pooled position only, where there is no mask.
-
-    Choosing the mask's row makes a graph that XNNPACK's partitioner cannot cut.
-    """
-    last = tower.blocks[-1] if isinstance(tower, ViT) else tower.transformer.resblocks[-1]
-    if isinstance(last, TransformerBlock | Block) and getattr(tower, "mask", None) is None:
-        last.set_submodule("attn", QueryAttention(last.attn))
-        tower.pool_early = True
-
-
-class QueryAttention(nn.Module):
-    """The last attention of a transformer with a query of its own: the pooled position. Its projections are no longer packed."""
-
-    def __init__(self, packed: Attention | PackedAttention) -> None:
-        super().__init__()
-        self.heads, self.scale = packed.heads, packed.scale
-        if isinstance(packed, PackedAttention):
-            weights, biases, self.out = packed.in_proj_weight.chunk(3), packed.in_proj_bias.chunk(3), packed.out_proj
-        else:
-            weights, biases, self.out = packed.qkv.weight.chunk(3), packed.qkv.bias.chunk(3), packed.proj
-        self.q, self.k, self.v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
-
-    def forward(self, x: Tensor, mask: None, query: Tensor) -> Tensor:
-        """(B, L, width), no mask, query (B, Q, width) -> (B, Q, width)."""
-        return self.out(attention(self.q(query), self.k(x), self.v(x), self.heads, self.scale, mask))
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-    return layer
 
 
 def _fold_scale(attention: MapAttention | Attention | PackedAttention, weight: Tensor, bias: Tensor | None) -> None:

@@ -287,30 +287,30 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: T
     are, without broadcasts.
 
     Args:
-        q: (B, Q, D).
+        q: (B, L, D).
         k: (B, L, D).
         v: (B, L, D).
         heads: Number of heads.
         scale: Factor of the scores, (D / heads)^-0.5; 1 where it was folded into the query projection.
-        mask: (L, L) added to the scores, where Q = L; finite.
+        mask: (L, L) added to the scores; finite.
 
     Returns:
-        (B, Q, D).
+        (B, L, D).
     """
-    b, queries, width = q.shape
+    b, length, width = q.shape
     head = width // heads
 
     def split(x: Tensor) -> Tensor:  # (B, L, D) -> (B * heads, L, head)
-        return x.reshape(b, x.shape[1], heads, head).transpose(1, 2).reshape(b * heads, x.shape[1], head)
+        return x.reshape(b, length, heads, head).transpose(1, 2).reshape(b * heads, length, head)
 
     q, k, v = split(q), split(k), split(v)
     if scale != 1:
         q = q * scale
-    scores = torch.bmm(q, k.transpose(1, 2))  # (B * heads, Q, L)
+    scores = torch.bmm(q, k.transpose(1, 2))  # (B * heads, L, L)
     if mask is not None:
         scores = scores + mask
     mixed = torch.bmm(scores.softmax(-1), v)
-    return mixed.reshape(b, heads, queries, head).transpose(1, 2).reshape(b, queries, width)
+    return mixed.reshape(b, heads, length, head).transpose(1, 2).reshape(b, length, width)
 
 
 def thirds(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

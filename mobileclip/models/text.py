@@ -23,10 +23,11 @@ class PackedAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, width), mask (L, L) or None -> (B, L, width)."""
+    def forward(self, x: Tensor, mask: Tensor | None, select: Tensor | None) -> Tensor:
+        """(B, L, width), mask (L, L) or None -> the same shape; with `select` (B, 1, L), a one-hot row, this position: (B, 1, width)."""
         qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return self.out_proj(attention(*thirds(qkv), self.heads, self.scale, mask))
+        mixed = attention(*thirds(qkv), self.heads, self.scale, mask)
+        return self.out_proj(mixed if select is None else torch.bmm(select, mixed))
 
 
 class Mlp(nn.Module):
@@ -54,12 +55,8 @@ class TransformerBlock(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, x: Tensor, mask: Tensor | None, select: Tensor | None = None) -> Tensor:
-        """(B, L, width), mask (L, L) or None -> (B, L, width); with `select` (B, 1, L), one-hot, this position only, unmasked."""
-        y = self.ln_1(x)
-        if select is None:
-            x = x + self.attn(y, mask)
-        else:
-            x = torch.bmm(select, x) + self.attn(y, None, torch.bmm(select, y))
+        """(B, L, width), mask (L, L) or None -> the same shape; with `select` (B, 1, L), a one-hot row, this position: (B, 1, width)."""
+        x = (x if select is None else torch.bmm(select, x)) + self.attn(self.ln_1(x), mask, select)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -69,9 +66,10 @@ class RepMixer1D(RepMixerBlock):
     def __init__(self, width: int, *, folded: bool) -> None:
         super().__init__(width, 4 * width, (1, 11), (1, 11), has_scale=False, folded=folded)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, L, width) -> the same shape; the mask has no effect."""
-        return super().forward(x.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
+    def forward(self, x: Tensor, mask: Tensor | None = None, select: Tensor | None = None) -> Tensor:
+        """(B, L, width) -> the same shape, or with `select` (B, 1, L), a one-hot row, this position; the mask has no effect."""
+        x = super().forward(x.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
+        return x if select is None else torch.bmm(select, x)
 
 
 class Blocks(nn.Module):
@@ -84,11 +82,14 @@ class Blocks(nn.Module):
             RepMixer1D(tower.width, folded=folded) if i in ends else TransformerBlock(tower.width, tower.heads) for i in range(tower.layers)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None, select: Tensor | None = None) -> Tensor:
-        """(B, L, width) -> the same shape, or with `select` (B, 1, L), a one-hot row, this position only: (B, 1, width)."""
+    def forward(self, x: Tensor, mask: Tensor | None, select: Tensor) -> Tensor:
+        """(B, L, width), mask (L, L) or None, `select` (B, 1, L), a one-hot row -> the selected position: (B, 1, width).
+
+        Nothing behind the last attention mixes positions, so the rest of the last block computes this one only.
+        """
         for block in self.resblocks[:-1]:
             x = block(x, mask)
-        return self.resblocks[-1](x, mask) if select is None else self.resblocks[-1](x, mask, select)
+        return self.resblocks[-1](x, mask, select)
 
 
 def first_end_token(tokens: Tensor, end_token: int) -> Tensor:
@@ -110,8 +111,8 @@ def first_end_token(tokens: Tensor, end_token: int) -> Tensor:
 class TextEncoder(nn.Module):
     """The text tower.
 
-    Non-causal towers attend to the padding, so ids must be padded with 0 to exactly `context`. With `pool_early` (set for the export) the
-    last block computes the pooled position only. A row without an end token has no embedding of meaning.
+    Non-causal towers attend to the padding, so ids must be padded with 0 to exactly `context`. A row without an end token has no embedding
+    of meaning.
     """
 
     mask: Tensor | None
@@ -119,7 +120,7 @@ class TextEncoder(nn.Module):
     def __init__(self, tower: TextTower, embed_dim: int, *, folded: bool = False) -> None:
         super().__init__()
         width = tower.width
-        self.end_token, self.pool_early = END_TOKEN, False
+        self.end_token = END_TOKEN
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(tower.context, width))
         self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
         self.token_embedding = nn.Embedding(tower.vocabulary, width)
@@ -144,8 +145,5 @@ class TextEncoder(nn.Module):
         """Token ids (B, context), any integer dtype -> embedding (B, embed_dim), not normalised."""
         x = self.token_embedding(tokens) + self.positional_embedding
         select = first_end_token(tokens, self.end_token).to(x.dtype).unsqueeze(1)
-        if self.pool_early:
-            pooled = self.ln_final(self.transformer(x, self.mask, select))
-        else:
-            pooled = torch.bmm(select, self.ln_final(self.transformer(x, self.mask)))
+        pooled = self.ln_final(self.transformer(x, self.mask, select))
         return pooled.squeeze(1) @ self.text_projection

@@ -18,9 +18,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, width) -> the same shape."""
-        return self.proj(attention(*thirds(self.qkv(x)), self.heads, self.scale))
+    def forward(self, x: Tensor, *, first_only: bool) -> Tensor:
+        """(B, L, width) -> the same shape, or only the first position: (B, 1, width)."""
+        mixed = attention(*thirds(self.qkv(x)), self.heads, self.scale)
+        return self.proj(mixed[:, :1] if first_only else mixed)
 
 
 class Mlp(nn.Module):
@@ -49,8 +50,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *, first_only: bool = False) -> Tensor:
         """(B, L, width) -> the same shape, or only the first position: (B, 1, width)."""
-        y = self.norm1(x)
-        x = x[:, :1] + self.attn(y, None, y[:, :1]) if first_only else x + self.attn(y)
+        x = (x[:, :1] if first_only else x) + self.attn(self.norm1(x), first_only=first_only)
         return x + self.mlp(self.norm2(x))
 
 
@@ -101,13 +101,13 @@ class ViT(nn.Module):
     """The image tower.
 
     With a `conv` stem the class token has no position and there is no norm before the blocks; with a `patch` stem it has both.
-    With `pool_early` (set for the export) the last block computes the class token only.
+    Nothing behind the last attention mixes positions, so the rest of the last block computes the class token only.
     """
 
     def __init__(self, tower: ViTTower, embed_dim: int, resolution: int) -> None:
         super().__init__()
         width, patches = tower.width, (resolution // tower.patch) ** 2
-        self.class_position, self.pool_early = tower.stem == "patch", False
+        self.class_position = tower.stem == "patch"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, patches + self.class_position, width))
         self.patch_embed = ConvStem(width, tower.stem_padding) if tower.stem == "conv" else PatchEmbed(width, tower.patch)
@@ -124,5 +124,5 @@ class ViT(nn.Module):
             x = self.norm_pre(torch.cat([cls, x], 1) + self.pos_embed)
         else:
             x = torch.cat([cls, x + self.pos_embed], 1)
-        x = self.blocks[-1](self.blocks[:-1](x), first_only=True) if self.pool_early else self.blocks(x)
+        x = self.blocks[-1](self.blocks[:-1](x), first_only=True)
         return self.head(self.norm(x[:, 0]))

@@ -309,6 +309,7 @@ def test_the_commands_work_together(tiny_bundle: Path, tmp_path: Path) -> None:
         (["bench", "nowhere"], 2, "is not a bundle"),
         (["bench", "--tower", "imag"], 2, "did you mean 'image'"),
         (["bench", "--mode", "mlpref"], 2, "did you mean 'mlperf'"),
+        (["ratios", "--precision", "fp23"], 2, "did you mean 'fp32'"),
         (["compare", "a.json", "b.json"], 2, "no such file"),
         (["report", "nowhere"], 2, "no such file"),
     ],

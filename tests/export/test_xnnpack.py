@@ -59,7 +59,7 @@ def test_the_tower_itself_is_left_alone():
 
 
 def test_a_causal_text_transformer_is_lowered(tmp_path):
-    """The partitioner must be able to cut the graph, with a mask and with early pooling."""
+    """The partitioner must be able to cut the graph, with a mask."""
     torch.manual_seed(0)
     tower = TextEncoder(replace(TextTower(64, 4, 3, vocabulary=49408), causal=True), 32).eval()
     tokens = TensorInfo(name="tokens", dtype="int32", shape=(1, 77))

@@ -29,6 +29,8 @@ INDEX = json.loads((DATA / "index.json").read_text())
 QUICK = {"mobileclip_s0", "mobileclip_s1", "mobileclip_b", "mobileclip2_s0", "mobileclip2_b"}
 TOLERANCE = 5e-6  # on normalised embeddings
 STATISTICS = 1e-4  # relative, on means and standard deviations
+NORMS = {"visual.trunk.norm": "visual.trunk.blocks", "text.ln_final": "text.transformer.resblocks"}
+"""Of the pooled position alone here, of all in the reference: each with the blocks in front of it."""
 
 
 def golden_image(seed: int, side: int) -> np.ndarray:
@@ -78,8 +80,8 @@ def case(request, recipe) -> Case:
         name = key.removeprefix("act/")
         if name != key and module_name(name) in modules:
             hooks.append(modules[module_name(name)].register_forward_hook(keep(outputs, name)))
-    if "visual.trunk.blocks" in modules:
-        hooks.append(modules["visual.trunk.blocks"].register_forward_hook(keep(outputs, "blocks")))
+    for blocks in modules.keys() & set(NORMS.values()):
+        hooks.append(modules[blocks][-1].register_forward_hook(keep(outputs, blocks)))
     with torch.no_grad():
         outputs["image"], outputs["text"] = model.encode_image(image), model.encode_text(tokens)
     for hook in hooks:
@@ -88,8 +90,9 @@ def case(request, recipe) -> Case:
 
 
 def keep(into: dict[str, Tensor], name: str):
-    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        into[name] = output
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pooled = output.ndim == 3 and output.shape[1] == 1
+        into[name] = module.forward(*inputs[:2]) if pooled else output  # without what selects the position
 
     return hook
 
@@ -176,9 +179,9 @@ def test_activations(case: Case):
         output = case.outputs[name]
         if name == "visual.trunk.patch_embed":  # a sequence there, a map here
             output = output.flatten(2).transpose(1, 2)
-        if module_name(name) == "visual.trunk.norm":  # of all tokens there, of the class token alone here
+        if module_name(name) in NORMS:
             with torch.no_grad():
-                output = case.model.visual.trunk.norm(case.outputs["blocks"])
+                output = case.model.get_submodule(module_name(name))(case.outputs[NORMS[module_name(name)]])
         close_statistics(output, output[0], case.golden[f"act/{name}"])
 
 
