@@ -82,8 +82,9 @@ class LastToken(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Ids -> embedding."""
         t: Any = self.tower
-        x = t.ln_final(t.transformer(t.token_embedding(tokens) + t.positional_embedding, t.mask))
-        return x[:, -1] @ t.text_projection
+        last = torch.eye(tokens.shape[1])[-1:].repeat(tokens.shape[0], 1, 1).to(t.positional_embedding.dtype)
+        x = t.ln_final(t.transformer(t.token_embedding(tokens) + t.positional_embedding, t.mask, last))
+        return x.squeeze(1) @ t.text_projection
 
 
 class OnlyFirst(nn.Module):

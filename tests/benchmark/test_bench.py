@@ -23,7 +23,7 @@ from mobileclip.export.bundle import ArtifactInfo, FileEntry, TensorInfo
 from tests.benchmark.conftest import request
 
 QUICK = {"seconds": 0.02, "samples": 40, "warmup_runs": 10}
-CLI = [sys.executable, "-c", "from mobileclip.cli import main as m; m.COMMANDS = ('bench', 'compare', 'report'); m.main()"]
+CLI = [sys.executable, "-c", "from mobileclip.cli import main as m; m.COMMANDS = ('bench', 'compare', 'report', 'ratios'); m.main()"]
 
 
 @pytest.fixture(scope="module")
