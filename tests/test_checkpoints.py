@@ -386,6 +386,7 @@ def test_missing_folder_and_unreadable(tmp_path):
     assert unreadable.value.exit_code == 5
 
 
+@pytest.mark.slow
 def test_memory_of_loading_is_bounded(nano, tmp_path):
     """Peak memory of a process that loads, over one that only imports: less than twice the file."""
     path = tmp_path / "padded.pt"

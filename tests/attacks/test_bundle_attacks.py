@@ -424,6 +424,7 @@ def only(target: str, folder: Path) -> None:
     sealed(folder, lambda m: m.update(artifacts=[a for a in m["artifacts"] if (a["target"], a["tower"]) == (target, "image")]))
 
 
+@pytest.mark.slow
 def test_executorch_programs_that_are_none(full, tmp_path):
     """The runtime is written in C++: each is tried in a process of its own."""
     only("executorch", full)

@@ -471,6 +471,7 @@ def convert(ct: Any, module: nn.Module, args: tuple[Tensor, ...], inputs: list[A
     return path
 
 
+@pytest.mark.slow
 def test_fastvit_mci0_in_fp32(ct: Any, tmp_path: Path) -> None:
     import timm
     from timm.utils import reparameterize_model

@@ -216,6 +216,7 @@ def test_teachers_with_other_weights_leave_finished_shards_alone(make, tmp_path,
     assert shards_in(out) == before
 
 
+@pytest.mark.slow
 def test_two_at_once_in_one_folder(make, data, tiny, tmp_path):
     """The second waits, and finds everything made."""
     processes = [start(data, tiny, tmp_path) for _ in range(2)]

@@ -217,6 +217,7 @@ def test_killed(reinforced, whole, tmp_path, moment, saved):
     assert not list(tmp_path.glob(".mobileclip-tmp-*"))
 
 
+@pytest.mark.slow
 def test_two_processes_are_taught_as_one(reinforced, tmp_path):
     """Both through torchrun; BatchNorm's batch is a process's, so that the weights are near and not equal."""
     config = tmp_path / "run.yaml"
