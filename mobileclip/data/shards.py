@@ -46,6 +46,8 @@ class Entry:
     key: str
     parts: tuple[Part, ...]
     bad: Reason | None = None
+    detail: str = ""
+    """What is wrong with it, where that is more than the key."""
 
 
 def index_shard(path: Path) -> list[Entry]:
@@ -74,6 +76,8 @@ def index_shard(path: Path) -> list[Entry]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
+                    if member.size < 0:  # tarfile would go back, and round and round
+                        raise tarfile.ReadError("a member of negative size")
                     if member.isdir():
                         continue
                     folder, slash, name = member.name.rpartition("/")
@@ -82,9 +86,10 @@ def index_shard(path: Path) -> list[Entry]:
                     if f"{folder}{slash}{stem}" != key:
                         finish()
                         key, parts, bad = f"{folder}{slash}{stem}", [], None
-                    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or any(p.extension == extension for p in parts):
+                    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+                    if not plain or any(p.extension == extension for p in parts):
                         bad = bad or "damaged_shard"
-                    elif not 0 <= member.size <= MAX_MEMBER_BYTES or len(parts) >= MAX_MEMBERS:
+                    elif member.size > MAX_MEMBER_BYTES or len(parts) >= MAX_MEMBERS:
                         bad = bad or "too_large"
                     else:
                         parts.append(Part(extension, str(path), member.offset_data, member.size))
@@ -106,7 +111,7 @@ def read_entry(entry: Entry) -> Sample:
         BadSample: It was listed as bad, or its bytes can no longer be read.
     """
     if entry.bad:
-        raise BadSample(entry.bad, entry.key)
+        raise BadSample(entry.bad, entry.detail or entry.key)
     members = {}
     with contextlib.ExitStack() as stack:
         files: dict[str, io.FileIO] = {}

@@ -76,19 +76,20 @@ class Stream:
             InputError: Several epochs hold no sample for this process.
         """
         epoch, window, offset = self._start
-        found, empty = True, 0
+        found, empty, why = True, 0, ""
         while True:
             windows = self._windows(epoch)
             if window >= len(windows):
                 empty = 0 if found else empty + 1
                 if empty > _EMPTY_EPOCHS:
-                    raise InputError(f"the data set has no sound sample for process {self._rank + 1} of {self._world}")
+                    raise InputError(f"the data set has no sound sample for process {self._rank + 1} of {self._world}{why}")
                 epoch, window, offset, found = epoch + 1, 0, 0, False
                 continue
             _, entries = self._opening(epoch, window).result()
             self._opening(*((epoch, window + 1) if window + 1 < len(windows) else (epoch + 1, 0)))
             order = self._random(epoch, 1, window, self._rank).permutation(len(entries))
             found = found or not all(e.bad for e in entries)
+            why = next((f"; {e.bad}: {e.detail or e.key}" for e in entries if e.bad), why)
             for i in range(offset, len(entries)):
                 index = int(order[i])
                 yield Item(entries[index], (self._seed, epoch, window, self._rank, index), Position(epoch, window, i + 1))
@@ -141,10 +142,10 @@ def _entries(shard: Shard) -> tuple[contextlib.ExitStack, list[Entry]]:
     with contextlib.ExitStack() as stack:
         try:
             entries = stack.enter_context(opened(shard))
-        except DamagedShard:
-            entries = [Entry(shard.name, (), "damaged_shard")]
+        except DamagedShard as e:
+            entries = [Entry(shard.name, (), "damaged_shard", str(e))]
         except (InputError, StorageError) as e:
             if isinstance(e, InputError) and all(Path(place).exists() for place in shard.places if is_local(place)):
                 raise  # a mistake in a table
-            entries = [Entry(shard.name, (), "unreadable")]
+            entries = [Entry(shard.name, (), "unreadable", str(e))]
         return stack.pop_all(), entries

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from mobileclip.data.samples import BadSample, Sample, Tally
-from mobileclip.data.shards import index_shard, read_entry, read_shard, write_shard
+from mobileclip.data.shards import DamagedShard, index_shard, read_entry, read_shard, write_shard
 from mobileclip.errors import InputError
 
 SAMPLES = [(f"{i:032x}", {"txt": f"caption {i}".encode(), "jpg": bytes([i]) * (600 * i), "syn.json": b"{}"}) for i in range(1, 6)]
@@ -103,6 +103,37 @@ def test_hostile_members(tmp_path):
     assert bad == ["damaged_shard", "damaged_shard", "duplicate", "damaged_shard"]
     assert [s.key for s in samples] == ["b", "../d"]
     assert samples[1].members == {"txt": b"name only"}
+
+
+@pytest.mark.parametrize("size", [-512, -1024, -1536, -100_000, -(1 << 70)])
+@pytest.mark.parametrize("member", range(3))
+def test_members_of_negative_size(tmp_path, size, member):
+    """tarfile goes back to them for ever."""
+    path = tmp_path / "x.tar"
+    write_shard(path, [(str(n), {"txt": b"x"}) for n in range(3)])
+    content = bytearray(path.read_bytes())
+    header = content[1024 * member : 1024 * member + 512]
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[1024 * member : 1024 * member + 512] = header
+    path.write_bytes(content)
+    if member:
+        assert split(path)[1] == ["damaged_shard"]
+    else:
+        with pytest.raises(DamagedShard, match="negative size"):
+            index_shard(path)
+
+
+def test_sparse_members(tmp_path):
+    """Their bytes are not where their size tells."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("a.txt", {"GNU.sparse.size": "600", "GNU.sparse.map": "0,1"}), ("b.txt", {})):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 5, headers
+            tar.addfile(info, io.BytesIO(b"hello"))
+    samples, bad = split(tmp_path / "x.tar")
+    assert ([s.key for s in samples], bad) == (["b"], ["damaged_shard"])
 
 
 def test_file_that_shrinks(shard):

@@ -124,5 +124,5 @@ def test_fetched_shards_are_removed(tmp_path):
 def test_a_failing_command(tmp_path):
     shards = find_shards(["pipe:echo no such bucket >&2; exit 3"])
     assert take(Stream(shards, seed=0), 1)[0].entry.bad == "unreadable"
-    with pytest.raises(InputError, match="no sound sample"):
+    with pytest.raises(InputError, match=r"no sound sample for process 1 of 1; unreadable: .*exit code 3 \(no such bucket\)"):
         take(Stream(shards, seed=0), 30)
