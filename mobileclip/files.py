@@ -49,6 +49,8 @@ def reading(path: Path) -> Iterator[None]:
 def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
     """The objects of a file with one a line, each with its bytes and number. Blank lines are passed over, a bare `NaN` is taken.
 
+    Bytes that are no UTF-8 become halves of surrogate pairs, which a line can hold as escapes anyhow.
+
     Raises:
         InputError: No such file, or a line is no JSON object.
         StorageError: The file cannot be read.
@@ -60,7 +62,7 @@ def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
             if not (line := line.strip()):
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig", errors="surrogateescape"))
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):

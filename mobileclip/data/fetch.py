@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -133,11 +134,24 @@ def _whole(out: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
+def _begin() -> None:
+    """What a renderer does first: leave Ctrl-C to the main process, and end with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _render_all(items: list[Item], pixels: int, progress: Callable[[str], None]) -> Iterator[tuple[Item, bytes | None]]:
     """Every item with its WebP; None for one that is refused or damaged."""
     # Fresh processes: a fork would copy locks that other threads hold, and a renderer that crashes must not take this process along.
     workers = min(os.cpu_count() or 1, -(-len(items) // _CHUNK)) or 1
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
     try:
         rendered = pool.map(partial(webp, pixels), (i.picture for i in items), (i.trim for i in items), chunksize=_CHUNK)
         for done, (item, picture) in enumerate(zip(items, rendered, strict=True), 1):
@@ -174,7 +188,7 @@ def _pack(
     drawn = Tally(len(gathered.items), Counter())
     drawn.skipped["bad_image"] = sum(t.skipped["bad_image"] for t in gathered.tallies.values())
     drawn.seen -= drawn.skipped["bad_image"]
-    drawn.check(MAX_BAD, at_least=1)
+    drawn.check(MAX_BAD, at_least=1, option="the allowed")
     counts = {
         style: {"present": t.present, "written": t.seen, "splits": dict(splits[style]), "skipped": dict(sorted(t.skipped.items()))}
         for style, t in gathered.tallies.items()

@@ -28,6 +28,8 @@ from mobileclip.tokenizer import Tokenizer
 Captions = Literal["real", "synthetic", "both", "random"]
 _CHUNK = 32
 """Samples that a worker decodes at a time."""
+_EMPTY_EPOCHS = 10
+"""Without a good sample: then there is none."""
 _MAX_RESTARTS = 5
 """Without a batch in between."""
 
@@ -221,7 +223,8 @@ class Loader:
             worker_init_fn=_ignore_signals,
         )
         parts: list[Batch] = []
-        have, tally = 0, Tally()
+        have, tally, last = 0, Tally(), ""
+        epoch = good_epoch = self.position.epoch
         chunks = iter(loader)
         if threading.current_thread() is threading.main_thread():
             # torch's handler raises wherever the main thread is, even while a state is written; its polling finds dead workers as well
@@ -230,10 +233,17 @@ class Loader:
             for chunk in chunks:
                 start = end = 0
                 for position, bad, detail in chunk.outcomes:
+                    if position.epoch > epoch:  # all samples have been met: few are judged as well
+                        (self.tally + tally).check(self.max_bad, at_least=1, option="data.max_bad", example=last)
+                        epoch = position.epoch
                     if bad:
+                        last = detail
                         tally.skipped[bad] += 1
                         (self.tally + tally).check(self.max_bad, option="data.max_bad", example=detail)
+                        if position.epoch > good_epoch + _EMPTY_EPOCHS:
+                            raise InputError(f"none of {tally.present:,} samples can be used ({tally.reasons()}); the last one: {detail}")
                         continue
+                    good_epoch = position.epoch
                     end += 1
                     have += 1
                     tally.seen += 1

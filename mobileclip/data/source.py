@@ -12,13 +12,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mobileclip.data.samples import IMAGE_EXTENSIONS, Reason
 from mobileclip.data.shards import MAX_MEMBER_BYTES, Entry, Part, index_shard
-from mobileclip.errors import InputError, MissingToolError, StorageError
+from mobileclip.errors import InputError, MissingToolError, StorageError, one_line
 from mobileclip.files import json_lines, reading, writing
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -44,14 +45,16 @@ def find_shards(places: Sequence[str], *joined: Sequence[str]) -> tuple[Shard, .
     """All shards that the places name, in order.
 
     Args:
-        places: Folders with shards, files, patterns with `*` or `{000..099}`, URLs that fsspec knows, commands `pipe:...` that write a
-            shard to standard output, and tables (`.csv`, `.tsv`, `.jsonl`).
+        places: Folders with shards, files, patterns with `*` or `{000..099}`, URLs that fsspec knows (without `*`), commands `pipe:...`
+            that write a shard to standard output, and tables (`.csv`, `.tsv`, `.jsonl`).
         joined: More lists of places, whose shards belong one to one to the first list's.
 
     Raises:
-        InputError: A place names nothing, or the lists differ in length.
+        InputError: A place names nothing or is named twice, or the lists differ in length.
     """
     lists = [[place for pattern in names for place in _expand(pattern)] for names in (places, *joined)]
+    if twice := next((place for found in lists for place, n in Counter(found).items() if n > 1), None):
+        raise InputError(f"{twice}: is named twice; each shard is read once an epoch")
     if len({len(found) for found in lists}) != 1:
         raise InputError(f"shards to be joined must be equally many, got {' and '.join(str(len(found)) for found in lists)}")
     return tuple(Shard(together) for together in zip(*lists, strict=True))
@@ -59,6 +62,10 @@ def find_shards(places: Sequence[str], *joined: Sequence[str]) -> tuple[Shard, .
 
 def _expand(pattern: str) -> list[str]:
     if not is_local(pattern):
+        if "://" in pattern and Path(pattern).suffix in TABLES:
+            raise InputError(f"{pattern}: a table's pictures lie beside it; fetch both, or pack them into shards")
+        if "://" in pattern and "*" in pattern:
+            raise InputError(f"{pattern}: only local patterns take *; write the range of numbers, like {{000..099}}")
         return _braces(pattern)
     if Path(pattern).is_dir():
         found = sorted(str(p) for p in Path(pattern).glob("*.tar") if not p.name.startswith("."))  # those are half written
@@ -168,13 +175,13 @@ def _download(place: str, path: Path) -> None:
     except ImportError as e:
         raise MissingToolError(f"{place}: {e}; for http, pip install 'mobileclip-toolkit[train]'") from None
     except ValueError as e:
-        raise InputError(f"{place}: {' '.join(str(e).split())[:200]}") from None
+        raise InputError(f"{place}: {one_line(e)}") from None
     except OSError as e:
         if e.filename == str(path):
             raise
-        raise StorageError(f"{place}: cannot be fetched ({e})") from e
+        raise StorageError(f"{place}: cannot be fetched ({one_line(e)})") from e
     except Exception as e:  # the file systems behind fsspec have error types of their own
-        raise StorageError(f"{place}: cannot be fetched ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from e
+        raise StorageError(f"{place}: cannot be fetched ({type(e).__name__}: {one_line(e)})") from e
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------------
@@ -185,10 +192,7 @@ def _table(path: Path) -> list[Entry]:
     with reading(path):
         if path.stat().st_size > _MAX_TABLE_BYTES:
             raise InputError(f"{path}: is too large for a table; pack it into shards")
-        try:
-            return list(_rows(path))
-        except UnicodeDecodeError as e:
-            raise InputError(f"{path}: is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
+        return list(_rows(path))
 
 
 def _rows(path: Path) -> Iterator[Entry]:
@@ -202,13 +206,13 @@ def _rows(path: Path) -> Iterator[Entry]:
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    with path.open(newline="", encoding="utf-8-sig") as f:
-        reader = csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ",")
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:  # what is no UTF-8 is found in its sample
+        reader = csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)  # else a quote takes all the rest
         try:
             for row in reader:
                 yield reader.line_num, {str(k): v for k, v in row.items()}
         except csv.Error as e:
-            raise InputError(f"{path}:{reader.line_num}: {e}") from None
+            raise InputError(f"{path}:{reader.line_num + 1}: {e}") from None  # where the row begins
 
 
 def _column(path: Path, row: dict[str, object], names: Sequence[str], what: str) -> str:

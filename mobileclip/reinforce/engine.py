@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,7 +221,8 @@ def _sha256(value: object) -> str:
 
 
 def _name(place: str) -> str:
-    return place if place.startswith("pipe:") else Path(place.rpartition("/")[2]).name
+    name = place if place.startswith("pipe:") else Path(place.rpartition("/")[2]).name
+    return name.encode(errors="backslashreplace").decode()  # a file's name need not be UTF-8
 
 
 def _size(place: str) -> int | None:
@@ -338,6 +340,8 @@ def _run_ray(plan: Plan, jobs: Sequence[Job], workers: int, gpus: float, address
 
     local = {} if address else {"num_cpus": workers}
     try:
+        if address and (at := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)):
+            socket.create_connection((at[1], int(at[2])), timeout=10).close()  # Ray itself tries for minutes
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as e:  # Ray raises plain exceptions here
         failed = "be reached" if address else "start"

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from mobileclip import checkpoints
 from mobileclip.data.shards import write_shard
 from tests.training.conftest import picture, settings
+
+MOBILECLIP = Path(sys.executable).with_name("mobileclip")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +31,30 @@ def test_trains_and_goes_on(run, config, tmp_path):
     first = run("train", config, "-o", tmp_path / "run")
     assert first.code == 0, first.err
     assert "done: step 2; weights in" in first.text
-    assert "samples/s, waiting for data" in first.err
+    assert re.search(r"[\d,]+ samples/s, waiting for data \d+%, 0 min left", first.err)
     assert checkpoints.load(tmp_path / "run/model.safetensors").trained
     again = run("train", config, "-o", tmp_path / "run", "--json")
     assert (again.code, again.json["step"]) == (0, 2)
     other = run("train", config, "-o", tmp_path / "run", "--set", "seed=1")
     assert other.code == 2
     assert "another config (seed: 0 before, 1 now)" in other.error
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(run, config, tmp_path):
+    """To the weights of one that nobody interrupted."""
+    command = ["train", str(config), "--set", "schedule.samples=80", "-o"]
+    process = subprocess.Popen([MOBILECLIP, *command, tmp_path / "run"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    next(line for line in process.stderr if line.startswith("step "))
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert (process.returncode, error.splitlines()[-1]) == (130, "error: interrupted")
+    assert "Traceback" not in error
+    assert not (tmp_path / "run/model.safetensors").exists()
+    for name in ("run", "whole"):
+        assert run(*command, tmp_path / name).code == 0
+    run_bytes, whole_bytes = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole"))
+    assert run_bytes == whole_bytes
 
 
 def test_dry_run(run, config):

@@ -171,7 +171,7 @@ def test_wrong_arguments(tmp_path, folder, sources, options, message):
 def test_too_many_bad_drawings_stop_the_run(tmp_path):
     bad = packs.iconify(tmp_path / "p", "bad", {"dog-face": "<image href='/etc/hostname'/>", "red-heart": packs.RED})
     source = packs.partial(emoji.collect, **packs.names(tmp_path / "p"), styles={"bad": emoji.Style(bad, "train")})
-    with pytest.raises(InputError, match="1 of 2 samples are bad"):
+    with pytest.raises(InputError, match=r"1 of 2 samples are bad .* more than the allowed 1\.00%"):
         make(tmp_path / "d", tmp_path / "p", {"emoji": source})
     assert {p.name for p in (tmp_path / "d").iterdir()} == {".mobileclip-data"}
 
@@ -285,6 +285,27 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path, moment):
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert {p.name for p in (tmp_path / "d").iterdir()} == {".mobileclip-data"}
+
+
+KILLED = """
+import multiprocessing, os, signal
+from mobileclip.data import fetch
+from mobileclip.data.items import Item
+if __name__ == "__main__":
+    items = [Item(str(n), "s", "train", "c", {}, b"no picture") for n in range(200)]
+    rendered = fetch._render_all(items, 32, print)
+    next(rendered)
+    print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_renderers_end_with_the_main_process(tmp_path):
+    (tmp_path / "run.py").write_text(KILLED)
+    # they hold the pipe open as long as they live
+    done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout.split()
 
 
 def run_cli(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:

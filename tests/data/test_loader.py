@@ -246,3 +246,19 @@ def test_too_much_is_bad(tmp_path):
     write_shard(tmp_path / "0.tar", [(f"{i:032x}", {"txt": b"x"} if i % 10 == 0 else members(1)[0]) for i in range(300)])
     with pytest.raises(InputError, match=r"samples are bad \(no_.*more than data.max_bad 1.00%; mend .*; the last one: [0-9a-f]{32}: no_"):
         take(loader(find_shards([str(tmp_path)])), 200)
+
+
+def test_few_samples_are_judged_after_an_epoch(tmp_path):
+    write_shard(tmp_path / "0.tar", [(f"{i:032x}", {"txt": b"x"} if i < 8 else members(1)[0]) for i in range(40)])
+    data = loader(find_shards([str(tmp_path)]), max_bad=0.1)
+    with pytest.raises(InputError, match=r"8 of 40 samples are bad .*; the last one: [0-9a-f]{32}: no_"):
+        take(data, 5)
+    assert data.tally.seen == 32
+    take(loader(find_shards([str(tmp_path)]), max_bad=0.2), 20)
+
+
+def test_no_good_sample_at_all(tmp_path):
+    """Also where any share may be bad: it would be waited for for ever."""
+    write_shard(tmp_path / "0.tar", [(f"{i:032x}", {"txt": b"x"}) for i in range(5)])
+    with pytest.raises(InputError, match=r"none of \d+ samples can be used \(no_reinforcement \d+\); the last one: [0-9a-f]{32}: no_"):
+        take(loader(find_shards([str(tmp_path)]), max_bad=1.0), 1)

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from mobileclip.data.samples import BadSample
 from mobileclip.data.shards import read_entry, write_shard
 from mobileclip.data.source import find_shards, opened
 from mobileclip.errors import InputError, StorageError
@@ -36,6 +37,12 @@ def test_patterns(folder):
 def test_absent(folder, pattern):
     with pytest.raises(InputError, match=r"no such shard|no range"):
         find_shards([f"{folder}/{pattern}"])
+
+
+def test_a_shard_named_twice(folder):
+    """It would be read twice without a word."""
+    with pytest.raises(InputError, match=r"003\.tar: is named twice"):
+        find_shards([str(folder), f"{folder}/003.tar"])
 
 
 def test_joined_by_key(folder, tmp_path):
@@ -96,7 +103,7 @@ def test_json_lines(tmp_path):
     [
         ("x.csv", "picture,words\na,b\n", "no column for the picture file; name it one of image"),
         ("x.csv", "image,words\na,b\n", "no column for the caption"),
-        ("x.csv", b"image,caption\na.png,\xff\n", "not UTF-8"),
+        ("x.csv", 'image,caption\na.png,"never closed\nb.jpg,lost without a word\n', r"x\.csv:2: "),
         ("x.jsonl", '{"image": "a.png", "caption": "x"}\n[1]\n', "x.jsonl:2: is not a JSON object"),
         ("x.jsonl", "[" * 100_000, "x.jsonl:1: is not a JSON object"),
     ],
@@ -104,6 +111,25 @@ def test_json_lines(tmp_path):
 def test_bad_tables(tmp_path, name, text, message):
     with pytest.raises(InputError, match=message):
         table(tmp_path, name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", b"image,caption\na.png,caf\xe9\nb.jpg,fine\n"),
+        ("x.jsonl", b'{"image": "a.png", "caption": "caf\xe9"}\n\xef\xbb\xbf{"image": "b.jpg", "caption": "fine"}\n'),
+    ],
+)
+def test_a_caption_that_is_not_utf8_is_one_bad_sample(tmp_path, name, text):
+    (tmp_path / "a.png").write_bytes(b"picture a")
+    (tmp_path / "b.jpg").write_bytes(b"picture b")
+    (tmp_path / name).write_bytes(text)
+    (shard,) = find_shards([str(tmp_path / name)])
+    with opened(shard) as entries:
+        bad, good = (read_entry(e) for e in entries)
+    with pytest.raises(BadSample, match="not_utf8"):
+        bad.captions()
+    assert good.captions() == ["fine"]
 
 
 @pytest.fixture
@@ -128,6 +154,15 @@ def test_urls(served):
     (missing,) = find_shards([f"{served}/absent.tar"])
     with pytest.raises(StorageError, match="cannot be fetched"), opened(missing):
         pass
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("s3://bucket/*.tar", r"only local patterns take \*; .* like \{000\.\.099\}"), ("https://host/a.csv", "pictures lie beside it")],
+)
+def test_places_that_cannot_be_urls(place, message):
+    with pytest.raises(InputError, match=message):
+        find_shards([place])
 
 
 @pytest.mark.parametrize("place", ["nosuchscheme://x/y.tar", "pipe:exit 1"])

@@ -113,9 +113,7 @@ def test_hostile_embeddings_and_shards_are_skipped_and_counted(tmp_path):
     config = distilled(tmp_path, schedule={"samples": 60, "warmup_steps": 1}, save_every=100)
     train(config, tmp_path / "run", progress=silent)
     last = read_log(tmp_path / "run")[-1]
-    assert last["seen"] == 60
-    assert last["skipped"]["bad_reinforcement"] >= 4
-    assert set(last["skipped"]) <= {"bad_reinforcement", "damaged_shard", "truncated_shard"}
+    assert (last["seen"], last["skipped"]) == (60, {"bad_reinforcement": 3 * 4, "damaged_shard": 3 * 2})  # three epochs of 20 sound ones
 
 
 def test_loss_of_a_teacher_that_is_not_finite_stops_the_run(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from mobileclip.data import vocabulary
 from mobileclip.data.augment import replay
 from mobileclip.data.embeddings import read
 from mobileclip.data.shards import read_shard, write_shard
-from mobileclip.errors import InputError
+from mobileclip.errors import InputError, StorageError
 from mobileclip.export.encoder import open_encoder
 from mobileclip.reinforce import shard as shard_module
 from mobileclip.reinforce.views import scaled
@@ -216,13 +217,24 @@ def test_teachers_with_other_weights_leave_finished_shards_alone(make, tmp_path,
     assert shards_in(out) == before
 
 
+def test_names_that_are_not_utf8(make, data, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.tar")).write_bytes((data / "00000.tar").read_bytes())
+    assert make(shards=folder).tally.seen == 5
+    assert make(shards=folder).made == 0
+
+
 @pytest.mark.slow
 def test_two_at_once_in_one_folder(make, data, tiny, tmp_path):
     """The second waits, and finds everything made."""
-    processes = [start(data, tiny, tmp_path) for _ in range(2)]
+    processes = [start(data, tiny, tmp_path, "--json") for _ in range(2)]
+    made = []
     for process in processes:
-        error = process.communicate()[1]
+        told, error = process.communicate()
         assert process.returncode == 0, error
+        made.append(json.loads(told)["made"])
+    assert sorted(made) == [0, 3]
     make(out=tmp_path / "whole")
     assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
 
@@ -250,7 +262,7 @@ def start(data: Path, tiny: dict[str, object], tmp_path: Path, *options: str) ->
     config.write_text(json.dumps(ensemble(tiny).model_dump(mode="json")))
     code = "from mobileclip.cli.main import main; main()"
     arguments = ["reinforce", str(data), "-o", str(tmp_path / "out"), "--teachers", str(config), "--views", "2", "--captions", "2"]
-    return subprocess.Popen([sys.executable, "-c", code, *arguments, *options], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_a_shard(out: Path, process: subprocess.Popen[str]) -> None:
@@ -259,27 +271,34 @@ def wait_for_a_shard(out: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """Forty shards of a sample: time to interrupt what reads them."""
+    for n in range(40):
+        write_shard(tmp_path / f"many/{n:05d}.tar", [sample(n)])
+    return tmp_path / "many"
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_interrupted_run_goes_on_to_the_same_bytes(make, data, tiny, tmp_path, sent, code):
-    make(out=tmp_path / "whole")
-    process = start(data, tiny, tmp_path)
+def test_interrupted_run_goes_on_to_the_same_bytes(make, many, tiny, tmp_path, sent, code):
+    make(shards=many, out=tmp_path / "whole")
+    process = start(many, tiny, tmp_path)
     wait_for_a_shard(tmp_path / "out", process)
     process.send_signal(sent)
     error = process.communicate()[1]
-    assert process.returncode in (code, 0), error
-    assert shards_in(tmp_path / "out").items() <= shards_in(tmp_path / "whole").items()
-    make()
+    assert process.returncode == code, error
+    assert shards_in(tmp_path / "out").items() < shards_in(tmp_path / "whole").items()
+    make(shards=many)
     assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
     assert (tmp_path / "out/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
 
 
 @pytest.mark.slow
-def test_ray_replaces_killed_workers(make, tiny, tmp_path):
-    folder = tmp_path / "many"
-    for n in range(40):
-        write_shard(folder / f"{n:05d}.tar", [sample(n), ("bad", {"txt": b"no picture"})])
-    make(shards=folder, out=tmp_path / "whole", max_bad=1)
-    process = start(folder, tiny, tmp_path, "--workers", "2", "--max-bad", "1")
+def test_ray_replaces_killed_workers(make, many, tiny, tmp_path):
+    for path in many.iterdir():
+        write_shard(path, [*((s.key, s.members) for s in read_shard(path)), ("bad", {"txt": b"no picture"})])
+    make(shards=many, out=tmp_path / "whole", max_bad=1)
+    process = start(many, tiny, tmp_path, "--workers", "2", "--max-bad", "1")
     wait_for_a_shard(tmp_path / "out", process)
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::MapWorker")]
     for worker in workers:
@@ -291,3 +310,26 @@ def test_ray_replaces_killed_workers(make, tiny, tmp_path):
     assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
     counts = [json.loads((tmp_path / name / "reinforcement.json").read_text())["counts"] for name in ("out", "whole")]
     assert counts[0] == counts[1] == {"present": 80, "written": 40, "skipped": {"no_image": 40}}
+
+
+@pytest.mark.slow
+def test_ray_cluster_by_its_address(make, data, tiny, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        process = start(data, tiny, tmp_path, "--address", cluster.address, "--json")
+        told, error = process.communicate()
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, error
+    assert json.loads(told)["made"] == 3
+    make(out=tmp_path / "whole")
+    assert shards_in(tmp_path / "out") == shards_in(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "auto", "nowhere"])
+def test_no_ray_at_the_address(make, address):
+    """Ray itself would try for minutes."""
+    with pytest.raises(StorageError, match=r"^Ray cannot be reached \(.*\); run again, or with --engine local$"):
+        make(engine="ray", address=address)
