@@ -8,7 +8,7 @@
 #SBATCH --requeue
 set -euo pipefail
 config=${1:?config} run=${2:?folder of the run}
-gpus=${SLURM_GPUS_PER_NODE:-8}  # may have the type in front
+gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}  # may have the type in front
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 exec srun torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${gpus##*:}" --shutdown-timeout 110 \

@@ -90,23 +90,24 @@ def normalized(x: npt.NDArray[np.floating]) -> Embeddings:
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12), np.float32)
 
 
-def read_labels(commas: str | None = None, file: Path | None = None) -> list[str]:
+def read_labels(commas: str | None = None, file: Path | None = None, *, repeated: bool = False) -> list[str]:
     """Labels in their order, stripped; empty ones and repetitions are dropped, for a repeated label would halve its own probability.
 
     Args:
         commas: Labels separated by commas.
         file: UTF-8 text, one label a line; labels may hold commas.
+        repeated: Keep repetitions, where labels are known by their numbers.
 
     Raises:
         InputError: No label is left, or the file cannot be used.
     """
     found = [*(commas or "").split(","), *(_lines(file) if file else [])]
-    labels = list(dict.fromkeys(label.strip() for label in found if label.strip()))
+    labels = [label.strip() for label in found if label.strip()]
     if not labels:
         raise InputError(
             f"{file}: holds no label; write one a line" if file else "no labels; give --labels 'a cat,a dog' or --labels-file FILE"
         )
-    return labels
+    return labels if repeated else list(dict.fromkeys(labels))
 
 
 def read_templates(source: str = "none") -> tuple[str, ...]:

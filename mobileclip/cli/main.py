@@ -83,6 +83,8 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory; use a smaller model or batch", 5)
     except Exception as e:
+        if "OutOfMemory" in type(e).__name__ or "can't allocate memory" in str(e):  # torch has no MemoryError
+            _fail("out of memory; use a smaller model or batch", 5)
         _fail(f"this is a bug: {type(e).__name__}: {e}; `mobileclip --debug ...` shows where", 1)
 
 

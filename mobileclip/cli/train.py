@@ -16,6 +16,7 @@ def train(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run; default: runs/NAME_OF_CONFIG.")] = None,
     changes: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print model, data, schedule, memory and cost; train nothing.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="For --dry-run: processes of the run, for the memory of one of them.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -31,7 +32,7 @@ def train(
             from mobileclip.training.plan import plan
 
             progress("trying one step")
-            result = plan(settings, device)
+            result = plan(settings, device, processes)
         else:
             from mobileclip.training.scoring import evaluator
             from mobileclip.training.trainer import train as run

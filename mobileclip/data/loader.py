@@ -221,6 +221,7 @@ class Loader:
             collate_fn=_as_is,  # type: ignore[arg-type]
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # else it draws from the global one, which a run that goes on has put back
         )
         parts: list[Batch] = []
         have, tally, last = 0, Tally(), ""

@@ -47,8 +47,8 @@ class Task:
         label_field: Field of the examples that holds the label; default for classification `label`. For retrieval the labels are then the
             texts, each with all pictures of that label; default: the captions, each with its own picture.
         labels: All classes, or all labels for retrieval; for retrieval of captions more texts that are searched. `NAME<tab>TEXT` gives a
-            label another text; a class that stands there several times has several, and the nearest counts. An example's label is a name
-            or an index. Default: the data set's classes, else all labels that occur.
+            label another text; a class that stands there with several texts has them all, and the nearest counts. An example's label is a
+            name or an index. Default: the data set's classes, else all labels that occur.
         templates: Captions with `{}` for the label; default: the data set's own, else the label itself.
         where: See `mobileclip.evaluation.datasets.matching`.
     """
@@ -77,8 +77,10 @@ def task(
     if kind is not None and known is None:
         raise did_you_mean("task", kind, get_args(Kind))
     labels: Sequence[str] = ()
-    if labels_file:
-        labels = _listed(labels_file, label_field or LABEL, text_field) if labels_file.suffix == ".jsonl" else read_labels(file=labels_file)
+    if labels_file and labels_file.suffix == ".jsonl":
+        labels = _listed(labels_file, label_field or LABEL, text_field)
+    elif labels_file:
+        labels = read_labels(file=labels_file, repeated=True)
     return Task(known, label_field, tuple(labels), read_templates(templates) if templates else (), tuple(where))
 
 
@@ -117,12 +119,13 @@ class Score:
     tally: Tally
 
 
-def run(encoder: Encoder, dataset: Dataset, wanted: Task, max_bad: float, progress: Progress) -> Score:
+def run(encoder: Encoder, dataset: Dataset, wanted: Task, max_bad: float, progress: Progress, option: str = "--max-bad") -> Score:
     """Score an encoder on a data set.
 
     Args:
         max_bad: Largest share of examples that may be unusable, 0 to 1.
         progress: Told how far it is.
+        option: What the user calls `max_bad`.
 
     Raises:
         InputError: No usable example, or too many unusable ones.
@@ -136,7 +139,7 @@ def run(encoder: Encoder, dataset: Dataset, wanted: Task, max_bad: float, progre
     else:
         templates = wanted.templates or WHOLE
         score = retrieval(encoder, embedded, wanted.label_field, wanted.labels, templates, progress)
-    score.tally.check(max_bad, at_least=1)
+    score.tally.check(max_bad, at_least=1, option=option)
     return score
 
 
@@ -179,18 +182,19 @@ def classification(
         InputError: No picture has a label that is a class.
     """
     names, texts = _classes(labels or _labels_of(embedded, label_field))
-    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    found = [_label(e.fields.get(label_field), index, len(index) if labels else 0) for e in embedded.examples]
+    classes, index = _numbered(names, texts)
+    count = max(classes, default=-1) + 1
+    found = [_label(e.fields.get(label_field), index, count if labels else 0) for e in embedded.examples]
     tally, used = _tally(embedded, found)
     if not used:
         raise InputError(f"no picture has a class in its field {label_field!r} ({tally.reasons()}); name the field, or give the labels")
-    targets, classes = np.array([found[i] for i in used], np.int64), np.array([index[name] for name in names], np.int64)
-    measured = metrics.classification(embedded.rows[used], class_embeddings(encoder, texts, templates, progress), classes, targets)
+    targets, rows = np.array([found[i] for i in used], np.int64), class_embeddings(encoder, texts, templates, progress)
+    measured = metrics.classification(embedded.rows[used], rows, np.array(classes, np.int64), targets)
     details = {
         "pictures": len(used),
-        "classes": len(index),
+        "classes": count,
         "templates": len(templates),
-        "chance": 1 / len(index),
+        "chance": 1 / count,
         "largest_class": float(np.bincount(targets).max() / len(used)),
     }
     return Score("classification", {**measured, "main_metric": measured["acc1"]}, details, tally)
@@ -239,6 +243,19 @@ def _classes(labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and texts of labels, see `Task.labels`."""
     parts = [label.partition("\t") for label in labels]
     return [name.strip() for name, _, _ in parts], [(text or name).strip() for name, _, text in parts]
+
+
+def _numbered(names: Sequence[str], texts: Sequence[str]) -> tuple[list[int], dict[str, int]]:
+    """The class of each label, and of each name. Another text for a name belongs to its class.
+
+    A label that is there again is a class of its own, known by its number: two of ImageNet's 1000 names are there twice.
+    """
+    numbers, index, classes, seen = itertools.count(), dict[str, int](), list[int](), set[tuple[str, str]]()
+    for name, text in zip(names, texts, strict=True):
+        classes.append(index[name] if name in index and (name, text) not in seen else next(numbers))
+        index.setdefault(name, classes[-1])
+        seen.add((name, text))
+    return classes, index
 
 
 def _is_label(value: Any) -> bool:

@@ -14,6 +14,8 @@ from mobileclip.errors import InputError
 from mobileclip.specs import get_spec
 
 Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]
+"""Of learning; float32 holds little more."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -83,7 +85,7 @@ class LossConfig(Strict):
 class OptimizerConfig(Strict):
     """AdamW."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Rate = 1e-3
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
@@ -112,7 +114,7 @@ class TextPretrainingConfig(Strict):
     """Seen in all, over all processes."""
     batch_size: Annotated[int, Field(ge=4)] = 512
     """Texts, of all processes together."""
-    lr: Annotated[float, Field(gt=0)] = 3e-3
+    lr: Rate = 3e-3
     """After a warm-up of a tenth of the steps; falls to 0 by a cosine."""
 
     @property
@@ -156,7 +158,7 @@ class TrainConfig(Strict):
     gradient_checkpointing: bool = False
     compile: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    threads: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Of torch on the CPU; fix it where runs must be equal to the bit."""
     log_every: Positive = 20
     save_every: Positive = 1000
@@ -208,6 +210,8 @@ class TrainConfig(Strict):
             raise ValueError("schedule.min_lr is above optimizer.lr")
         if self.compile and self.gradient_checkpointing:
             raise ValueError("compile and gradient_checkpointing do not go together; torch.compile decides itself what it keeps")
+        if len({e.name for e in self.evaluations}) < len(self.evaluations):
+            raise ValueError("evaluations: two have one name; their scores would be taken for each other")
         if len(set(self.freeze)) == 2:
             raise ValueError("freeze: with both towers frozen there is nothing to train")
         return self

@@ -12,8 +12,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mobileclip.errors import InputError
+from mobileclip.files import did_you_mean
 
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def device_kind(device: str | None) -> str:
+    """`cpu` or `cuda`; default: CUDA where there is one.
+
+    Raises:
+        InputError: Another kind, or there is no GPU.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cpu", "cuda"):
+        raise did_you_mean("device", kind, ("cpu", "cuda"))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: this machine has no GPU that torch can use; train on the CPU")
+    return kind
 
 
 def init(device: str | None = None, timeout_s: float = 3600) -> torch.device:
@@ -27,9 +42,9 @@ def init(device: str | None = None, timeout_s: float = 3600) -> torch.device:
         The device of this process.
 
     Raises:
-        InputError: Part of torchrun's environment is missing or wrong, or there are fewer GPUs than processes on this machine.
+        InputError: No such device, fewer GPUs than processes on this machine, or a part of torchrun's environment is missing or wrong.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device_kind(device)
     environment = _environment()
     if kind == "cuda":
         if environment["LOCAL_RANK"] >= torch.cuda.device_count():

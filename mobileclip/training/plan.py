@@ -16,6 +16,7 @@ from mobileclip.data.source import Shard, find_shards, is_local, opened
 from mobileclip.errors import InputError
 from mobileclip.models.clip import CLIP, parameter_counts
 from mobileclip.specs import get_spec
+from mobileclip.training import distributed
 from mobileclip.training.accumulation import accumulated_step
 from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
@@ -28,8 +29,8 @@ _PROBE = 8
 _COUNTED_SHARDS = 64
 
 
-def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
-    """Describe a run and try one small step of it with made-up pictures.
+def plan(config: TrainConfig, device: str | None = None, processes: int = 1) -> dict[str, Any]:
+    """Describe a run of so many processes and try one small step of it with made-up pictures.
 
     Returns:
         Sections `model`, `data`, `text_pretraining` where there is one, `schedule`, `memory` (bytes, of one process) and `cost`, ready for
@@ -38,7 +39,7 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
     Raises:
         InputError: The parts of the config do not fit together.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(distributed.device_kind(device))
     make_loss(config)
     clip = CLIP(get_spec(config.model)).to(place)
     freeze(clip, image="image" in config.freeze, text="text" in config.freeze)
@@ -48,7 +49,7 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
         checkpoint_blocks(clip)
     student = Student(clip, dtype=DTYPES[config.precision])
     samples, per_step = config.steps * config.batch_size, config.batch_size
-    size = micro_batch(config)
+    size = micro_batch(config, processes)
     pairs = 2 * (2 if config.data.captions == "both" else 1)  # of rows and columns: logits, their gradient and, with teachers, a target
     matrices = pairs * (3 if config.loss.distillation else 2)
     student.train()
@@ -60,7 +61,7 @@ def plan(config: TrainConfig, device: str | None = None) -> dict[str, Any]:
     stage = config.text_pretraining
     first = {}
     if stage:
-        texts, text_size = stage.steps * stage.batch_size, text_batch(config)
+        texts, text_size = stage.steps * stage.batch_size, text_batch(config, processes)
         kept, text_flops, text_s = _try(student, lambda: ClipLoss()(student.pair_texts(batch.tokens), None).loss.backward(), place)
         first["text_pretraining"] = {
             "texts": texts,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mobileclip.errors import InputError
 from mobileclip.evaluation import tasks
 from mobileclip.evaluation.datasets import open_dataset
 from mobileclip.models.clip import CLIP
@@ -62,7 +63,10 @@ def evaluator(config: TrainConfig) -> Evaluate | None:
         encoder = ModelEncoder(clip, Tokenizer.clip(clip.spec.text.context))
         scores: dict[str, float] = {}
         for name, dataset, task in wanted:
-            score = tasks.run(encoder, dataset, task, config.data.max_bad, lambda step: None)
+            try:
+                score = tasks.run(encoder, dataset, task, config.data.max_bad, lambda step: None, "data.max_bad")
+            except InputError as e:
+                raise InputError(f"evaluations, {name}: {e}") from None
             scores |= {f"{name}/{metric}": value for metric, value in score.metrics.items() if value is not None}
         return scores
 

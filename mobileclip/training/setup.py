@@ -30,20 +30,25 @@ def start_model(config: TrainConfig) -> CLIP:
     """The model that a run starts from, in train form.
 
     Raises:
+        InputError: No such file, or weights that were not pulled yet.
         CheckpointError: Fused weights, or of another variant.
     """
     spec = get_spec(config.model)
     if config.init is None:
         torch.manual_seed(config.seed)
         return CLIP(spec)
-    path = Path(config.init) if Path(config.init).is_file() else weights_file(get_spec(config.init))
+    path = Path(config.init)
+    if not path.is_file():
+        if len(path.parts) > 1 or path.suffix:
+            raise InputError(f"init: {path}: no such file; give a checkpoint file or the name of a variant")
+        path = weights_file(get_spec(config.init))
     if state.is_name(path):
-        clip = CLIP(spec)
         weights = {n.removeprefix("clip."): t for n, t in state.load(path)["student"].items() if n.startswith("clip.")}
-        try:
-            clip.load_state_dict(weights)
-        except RuntimeError:
-            raise CheckpointError(f"{path}: is the state of a run with another model than {spec.name}") from None
+        fits = checkpoints.fitting({n: tuple(t.shape) for n, t in weights.items()}, spec)
+        if not fits:
+            raise CheckpointError(f"{path}: is the state of a run with another model than {spec.name}")
+        clip = CLIP(spec, fits[0][1])
+        clip.load_state_dict(weights)
         return clip
     checkpoint = checkpoints.load(path, spec)
     if checkpoint.fused:
@@ -51,13 +56,13 @@ def start_model(config: TrainConfig) -> CLIP:
     return checkpoint.model()
 
 
-def micro_batch(config: TrainConfig) -> int:
-    """Samples that a process computes at a time.
+def micro_batch(config: TrainConfig, processes: int | None = None) -> int:
+    """Samples that a process computes at a time; with as many processes as there are now, or will be.
 
     Raises:
         InputError: The batch does not divide by processes and micro-batches.
     """
-    world = distributed.world_size()
+    world = processes or distributed.world_size()
     if config.batch_size % (world * config.accumulation):
         raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
     return config.batch_size // world // config.accumulation
@@ -100,13 +105,13 @@ def make_recipe(config: TrainConfig) -> Recipe:
     )  # fmt: skip
 
 
-def text_batch(config: TrainConfig) -> int:
+def text_batch(config: TrainConfig, processes: int | None = None) -> int:
     """Texts of `text_pretraining` that a process computes at a time.
 
     Raises:
         InputError: The batch does not divide into pairs for all processes.
     """
-    stage, world = config.text_pretraining, distributed.world_size()
+    stage, world = config.text_pretraining, processes or distributed.world_size()
     size = stage.batch_size if stage else 0
     if size % (2 * world):
         raise InputError(f"text_pretraining.batch_size {size} does not divide by 2 x {world} processes")

@@ -23,7 +23,7 @@ from mobileclip.data.loader import Loader
 from mobileclip.data.samples import Tally
 from mobileclip.data.source import find_shards
 from mobileclip.data.stream import Position
-from mobileclip.errors import GateError
+from mobileclip.errors import GateError, InputError, MissingToolError, one_line
 from mobileclip.files import locked, remove_stale
 from mobileclip.models.clip import CLIP
 from mobileclip.training import distributed, state
@@ -64,6 +64,7 @@ def train(
         InputError: The folder belongs to another config or another running trainer, or the data is too bad.
         GateError: The loss is no longer finite; the last good state is named.
         StorageError: A state cannot be written; the one before stays.
+        MissingToolError: torch.compile has no compiler that works.
         KeyboardInterrupt: Interrupted; everything is saved, but what `text_pretraining` has not yet finished.
     """
     with _threads(config.threads):
@@ -71,6 +72,10 @@ def train(
         try:
             with _own(folder) if distributed.main_process() else contextlib.nullcontext():
                 return _Run(config, folder, place, progress, evaluate).run()
+        except RuntimeError as e:
+            if not type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise MissingToolError(f"torch.compile failed ({one_line(e)}); install a C++ compiler, or set compile: false") from e
         finally:
             distributed.cleanup()
 
@@ -133,6 +138,8 @@ class _Run:
 
     def _resume(self) -> None:
         steps = state.saved_steps(self.folder)
+        if any(found != steps for found in distributed.objects(steps)):
+            raise InputError(f"{self.folder}: the processes see different states there; it must be one folder for all machines")
         if not steps:
             return
         path = state.path_of(self.folder, steps[-1])
@@ -149,7 +156,8 @@ class _Run:
         torch.set_rng_state(mine["rng"])
         self.loader.position = Position(*mine["position"])
         self.loader.tally = Tally(mine["seen"], Counter(mine["skipped"]))
-        self.progress(f"going on from step {self.step:,} of {self.config.steps:,}")
+        if distributed.main_process():
+            self.progress(f"going on from step {self.step:,} of {self.config.steps:,}")
 
     @property
     def _deciding(self) -> dict[str, Any]:
@@ -222,11 +230,11 @@ class _Run:
         interrupted = self._agreed_interruption()
         if (logs or saves or interrupted or self.device.type == "cpu") and not meter.finite(self.scaler is not None):
             good = state.saved_steps(self.folder)
-            where = f"the last good state is {state.path_of(self.folder, good[-1])}" if good else "no state was saved yet"
-            raise GateError(
-                f"the loss is no longer finite at step {step:,}; {where}; check the data, or go on in another folder "
-                "with that state as init and a lower optimizer.lr"
-            )
+            where, again = "no state was saved yet", ""
+            if good:
+                where = f"the last good state is {state.path_of(self.folder, good[-1])}"
+                again = "go on in another folder with that state as init and "
+            raise GateError(f"the loss is no longer finite at step {step:,}; {where}; check the data, or {again}lower optimizer.lr")
         values = None
         if logs:
             values = self._values(meter)
@@ -275,14 +283,13 @@ class _Run:
         return scores
 
     def _finish(self, log: Log | None) -> dict[str, Any]:
-        scores = self._evaluate(log)
         paths = {}
         if distributed.main_process():
             models = {MODEL: self.student.clip} | ({EMA_MODEL: self._averaged} if self._averaged else {})
             for name, model in models.items():
                 checkpoints.save(as_checkpoint(model), self.folder / name)
                 paths[name.removesuffix(".safetensors")] = str(self.folder / name)
-        return {**scores, **paths, "step": self.step}
+        return {**self._evaluate(log), **paths, "step": self.step}
 
     # --- interruption --------------------------------------------------------------------------------------------------------
 

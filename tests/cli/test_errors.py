@@ -9,6 +9,7 @@ from pathlib import Path
 
 import forge
 import pytest
+import torch
 
 from mobileclip.cli import main as cli
 from mobileclip.errors import GateError
@@ -226,6 +227,8 @@ ENDINGS = {
     GateError("wrong numbers"): (3, "error: wrong numbers"),
     OSError(28, "No space left on device"): (5, "No space left on device"),
     MemoryError(): (5, "error: out of memory; use a smaller model or batch"),
+    torch.OutOfMemoryError("CUDA out of memory."): (5, "error: out of memory; use a smaller model or batch"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"): (5, "error: out of memory; use a smaller model or batch"),
     KeyboardInterrupt(): (130, "error: interrupted"),
 }
 

@@ -13,6 +13,7 @@ import pytest
 
 from mobileclip import checkpoints
 from mobileclip.data.shards import write_shard
+from mobileclip.training import trainer
 from tests.training.conftest import picture, settings
 
 MOBILECLIP = Path(sys.executable).with_name("mobileclip")
@@ -63,6 +64,22 @@ def test_dry_run(run, config):
     text = run("train", config, "--dry-run").text
     assert "weights bytes" in text
     assert "samples per s here" in text
+
+
+def test_ctrl_c_saves_and_a_loss_that_is_not_finite_stops_it(run, config, tmp_path, monkeypatch):
+    def interrupt(step, *_):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return ""
+
+    monkeypatch.setattr(trainer, "progress_line", interrupt)
+    stopped = run("train", config, "-o", tmp_path / "run", "--set", "schedule.samples=16")
+    assert (stopped.code, stopped.error) == (130, "error: interrupted")
+    (saved,) = (tmp_path / "run").glob("state-*.pt")
+    assert f"saved {saved}; run the same command to go on" in stopped.err
+    lost = run("train", config, "-o", tmp_path / "lost", "--set", "optimizer={lr: 1e30, max_norm: null}")
+    assert lost.code == 3
+    assert lost.error.endswith("step 2; no state was saved yet; check the data, or lower optimizer.lr")
 
 
 def test_errors_name_the_field(run, config, tmp_path):

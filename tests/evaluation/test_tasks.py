@@ -98,6 +98,18 @@ def test_labels_that_are_numbers_are_indices_into_the_classes():
     assert without.details["classes"] == 2
 
 
+def test_a_name_that_is_there_twice_is_two_classes(tmp_path):
+    """As in ImageNet's 1000 names; the numbers of the classes behind it must not shift. Of equal texts the first is chosen."""
+    names = ("red", "green", "green", "blue")
+    pictures = [coloured(str(i), colour, label=i) for i, colour in enumerate((RED, GREEN, GREEN, BLUE))]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    given = task(None, None, tmp_path / "names.txt", None, ())
+    for data, wanted in ((dataset(*pictures, classes=names), Task()), (dataset(*pictures), given)):
+        score = run(Colours(), data, wanted, 0.0, quiet)
+        assert score.metrics["acc1"] == 0.75
+        assert (score.details["classes"], score.details["chance"]) == (4, 0.25)
+
+
 def test_another_field_is_another_task_on_the_same_embeddings():
     data = dataset(coloured("a", RED, label="x", group="red"), coloured("b", RED, label="y", group="green"))
     score = run(Colours(), data, Task(label_field="group", labels=("green", "red")), 0.0, quiet)

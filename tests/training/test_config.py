@@ -13,21 +13,21 @@ from mobileclip.training.optim import Schedule
 from mobileclip.training.setup import make_loss, make_recipe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-# name: batch size, steps, lambda, (scales of the teachers), all from the papers' tables
+# name: batch size, steps, lambda, (scales of the teachers), warm-up, decay, least rate, all from the papers' tables and scripts
 PUBLISHED = {
-    "datacomp12m_b": (8192, 30_000, 0.0, ()),
-    "datacompdr12m_b": (8192, 30_000, 1.0, (100, 100)),
-    "datacompdr1b_b": (65_536, 200_000, 0.75, (100, 100)),
-    "datacompdr1b_blt": (65_536, 600_000, 0.75, (100, 100)),
-    "datacompdr1b_s0": (65_536, 200_000, 1.0, (100, 100)),
-    "datacompdr1b_s1": (65_536, 200_000, 1.0, (100, 100)),
-    "datacompdr1b_s2": (65_536, 200_000, 1.0, (100, 100)),
-    "dfndr12m_b": (8192, 30_000, 1.0, (70, 60)),
-    "dfndr2b_b": (65_536, 200_000, 1.0, (70, 60)),
-    "dfndr2b_s0": (65_536, 200_000, 1.0, (70, 60)),
-    "dfndr2b_s2": (65_536, 200_000, 1.0, (70, 60)),
-    "dfndr2b_s3": (114_688, 200_000, 1.0, (70, 60)),
-    "dfndr2b_s4": (114_688, 200_000, 1.0, (70, 60)),
+    "datacomp12m_b": (8192, 30_000, 0.0, (), 1000, 29_000, 0),
+    "datacompdr12m_b": (8192, 30_000, 1.0, (100, 100), 1000, 29_000, 0),
+    "datacompdr1b_b": (65_536, 200_000, 0.75, (100, 100), 2000, 198_000, 1e-6),
+    "datacompdr1b_blt": (65_536, 600_000, 0.75, (100, 100), 2000, 300_000, 1e-6),
+    "datacompdr1b_s0": (65_536, 200_000, 1.0, (100, 100), 2000, 198_000, 1e-6),
+    "datacompdr1b_s1": (65_536, 200_000, 1.0, (100, 100), 2000, 198_000, 1e-6),
+    "datacompdr1b_s2": (65_536, 200_000, 1.0, (100, 100), 2000, 198_000, 1e-6),
+    "dfndr12m_b": (8192, 30_000, 1.0, (70, 60), 1000, 29_000, 0),
+    "dfndr2b_b": (65_536, 200_000, 1.0, (70, 60), 2000, 198_000, 1e-6),
+    "dfndr2b_s0": (65_536, 200_000, 1.0, (70, 60), 10_000, 190_000, 1e-6),
+    "dfndr2b_s2": (65_536, 200_000, 1.0, (70, 60), 10_000, 190_000, 1e-6),
+    "dfndr2b_s3": (114_688, 200_000, 1.0, (70, 60), 2000, 198_000, 0),
+    "dfndr2b_s4": (114_688, 200_000, 1.0, (70, 60), 2000, 198_000, 0),
 }
 GOOD = """\
 schema_version: 1
@@ -49,8 +49,11 @@ def test_shipped_configs(path):
     assert schedule(config.schedule.warmup_steps) == 1
     if path.stem in PUBLISHED:
         teachers = tuple(t.scale for t in config.loss.teachers)
-        assert (config.batch_size, config.steps, config.loss.distillation, teachers) == PUBLISHED[path.stem]
-        assert config.optimizer.betas == (0.9, 0.95)
+        s, o = config.schedule, config.optimizer
+        course = (s.warmup_steps, s.decay_steps or config.steps - s.warmup_steps, s.min_lr)
+        assert (config.batch_size, config.steps, config.loss.distillation, teachers, *course) == PUBLISHED[path.stem]
+        assert (o.lr, o.betas, o.weight_decay, o.max_norm, s.decay) == (1e-3, (0.9, 0.95), 0.2, 1.0, "cosine")
+        assert config.ema == (0.9995 if "datacompdr1b" in path.stem else None)
 
 
 def test_all_published_recipes_are_there():
@@ -87,6 +90,9 @@ def test_defaults(tmp_path):
         (("batch_size: 10", "batch_size: !!int abc"), "not a value of its type"),
         (("batch_size: 10", "batch_size: 2024-13-45"), "not a value of its type"),
         (("batch_size: 10", "freeze: [image, text]\nbatch_size: 10"), "nothing to train"),
+        (("batch_size: 10", "optimizer: {lr: 1e300}\nbatch_size: 10"), ":6: optimizer.lr: Input should be less than"),
+        (("batch_size: 10", "threads: 1_000_000_000\nbatch_size: 10"), ":6: threads: Input should be less than"),
+        (("batch_size: 10", "evaluations: [{name: a, data: b}, {name: a, data: c}]\nbatch_size: 10"), "evaluations: two have one name"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import parse_args
 from toys import CASES, LOSSES, batch_of, difference, gradients, student
 
 from mobileclip.errors import InputError
@@ -100,7 +101,29 @@ def test_wrong_environment(environment, values: dict[str, str], message: str) ->
     assert "start with torchrun" in str(error.value)
 
 
+def test_unknown_device(environment) -> None:
+    with pytest.raises(InputError, match="unknown device 'cud'; did you mean 'cuda'"):
+        distributed.init("cud")
+
+
+@pytest.mark.parametrize(("gpus", "each"), [({"SLURM_GPUS_PER_NODE": "a100:4"}, 4), ({"SLURM_GPUS_ON_NODE": "2"}, 2), ({}, 8)])
+def test_slurm(tmp_path: Path, gpus: dict[str, str], each: int) -> None:
+    """The script's call of torchrun, by torchrun's own parser."""
+    for name, lines in {"scontrol": "echo head\necho other", "srun": 'printf "%s\\n" "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "head,other", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"}
+    script = Path(__file__).parents[2] / "configs/slurm.sh"
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    called = subprocess.run(["bash", script, "c.yaml", "runs/x"], env=path | job | gpus, capture_output=True, text=True, check=True)
+    program, *arguments = called.stdout.splitlines()
+    assert program == "torchrun"
+    got = parse_args(arguments)
+    assert (got.nnodes, got.nproc_per_node, got.rdzv_endpoint, got.rdzv_backend) == ("2", str(each), "head:29500", "c10d")
+    assert (got.module, got.training_script, got.training_script_args) == (True, "mobileclip", ["train", "c.yaml", "-o", "runs/x"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(environment) -> None:
-    with pytest.raises(InputError, match="has no GPU, there are 0"):
+    with pytest.raises(InputError, match="this machine has no GPU"):
         distributed.init("cuda")

@@ -56,6 +56,15 @@ def test_freezing_and_checkpointing_need_less(shards):
     assert checkpointed["memory"]["activations_bytes"] < 0.7 * whole["memory"]["activations_bytes"]
 
 
+def test_memory_of_one_of_several_processes(shards):
+    told = [plan(settings(shards), processes=n)["memory"] for n in (1, 2)]
+    assert [m["micro_batch"] for m in told] == [4, 2]
+    assert told[0]["activations_bytes"] == pytest.approx(2 * told[1]["activations_bytes"], abs=1)
+    assert told[0]["logits_bytes"] == 2 * told[1]["logits_bytes"]
+    with pytest.raises(InputError, match="does not divide by 3 processes"):
+        plan(settings(shards), processes=3)
+
+
 def test_missing_data_is_told(shards, tmp_path):
     told = plan(settings(shards, data={"shards": [str(tmp_path / "none-{00..09}.tar")], "workers": 0}))
     assert told["data"]["samples"] is None
