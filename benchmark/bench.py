@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import random
 import re
-import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -20,7 +18,9 @@ from pydantic import ValidationError
 
 from mobileclip import __version__
 from mobileclip.benchmark import statistics
-from mobileclip.benchmark.devices import host
+from mobileclip.benchmark.devices.device import Device
+from mobileclip.benchmark.devices.host import Host
+from mobileclip.benchmark.devices.rounds import Ended, Job, Progress
 from mobileclip.benchmark.protocol import (
     MIN_WARMUP_RUNS,
     MODES,
@@ -30,38 +30,21 @@ from mobileclip.benchmark.protocol import (
     BenchRequest,
     BenchResult,
     BenchRun,
-    DeviceError,
     DeviceSamples,
     Failure,
     Measured,
     Mode,
 )
-from mobileclip.errors import BundleError, InputError, MissingToolError, MobileClipError
+from mobileclip.errors import BundleError, DeviceError, InputError, MissingToolError, MobileClipError
 from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Tower, default_name
-from mobileclip.export.runtimes import PACKAGES as RUNTIME_PACKAGES
-from mobileclip.files import did_you_mean, reading, require, write_bytes
+from mobileclip.files import did_you_mean, reading, write_bytes
 from mobileclip.specs import DEFAULT_MODEL
 
-DEVICES = ("host",)
-_ELSEWHERE = ("iphone", "ipad", "pixel", "galaxy", "android", "web")
+TIMEOUT_S = 300.0
+"""For one answer of a device; loading a large model on a busy one is the longest."""
 MAX_RESULT_BYTES = 256 * 2**20
 KEEP_OF = round(1 / PARITY_SHARE)
 KEPT_GROUPS = 64
-
-
-def check_device(name: str) -> str:
-    """The device of that name.
-
-    Raises:
-        MissingToolError: A phone or a browser, which this version does not reach.
-        InputError: An unknown name.
-    """
-    if name in DEVICES:
-        return name
-    word = re.match(r"[a-z]*", name.lower()).group()  # type: ignore[union-attr]
-    if word.startswith(_ELSEWHERE) or set(difflib.get_close_matches(word, (*DEVICES, *_ELSEWHERE), n=1)) & set(_ELSEWHERE):
-        raise MissingToolError(f"device {name!r} cannot be reached by this version; measure on this machine with --device host")
-    raise did_you_mean("device", name, DEVICES)
 
 
 def find_bundles(folder: Path) -> list[Path]:
@@ -71,74 +54,65 @@ def find_bundles(folder: Path) -> list[Path]:
     return sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
 
 
-def _default_bundle(folder: Path, runtimes: Sequence[str], progress: host.Progress) -> Path:
-    """Export the default model into `folder`, for every target that is installed and can be timed on this machine."""
+def _default_bundle(folder: Path, runtimes: Sequence[str], device: Device, progress: Progress) -> Path:
+    """Export the default model into `folder`, for every target that is installed and that the device can time."""
     from mobileclip.export.export import export_bundle
     from mobileclip.export.exporter import PACKAGES
     from mobileclip.sources import load_model
 
-    timed = [t for t in TARGETS if t != "coreml" or sys.platform == "darwin"]
-    targets = tuple(t for t in timed if all(importlib.util.find_spec(package) for package in PACKAGES[t]))
-    for name in runtimes or timed[:1]:
+    targets = tuple(t for t in device.targets if all(importlib.util.find_spec(package) for package in PACKAGES[t]))
+    for name in runtimes or device.targets[:1]:
         if name not in targets:
-            raise MissingToolError(f"the default model cannot be exported and timed here with {name}; see: mobileclip doctor")
+            raise MissingToolError(
+                f"the default model cannot be exported with {name} here and timed on {device.name}; see: mobileclip doctor"
+            )
     model = load_model(DEFAULT_MODEL)
     options = Options(targets=targets)
     return export_bundle(model, options, folder / default_name(model.name, options.precision), progress).path
 
 
-def not_runnable(bundle: Bundle, artifact: ArtifactInfo) -> str | None:
-    """Why an artifact cannot be timed on this machine; None if it can."""
-    name = f"{bundle.path.name} {artifact.target} {artifact.tower}"
-    on_mac = sys.platform == "darwin"
-    if artifact.target == "coreml" and not on_mac:
-        return f"{name}: CoreML runs on a Mac or an iPhone only; the interpreter used elsewhere checks numbers and is no runtime to time"
-    if artifact.target == "executorch" and artifact.backend == "coreml" and not on_mac:
-        return f"{name}: the CoreML delegate runs on a Mac or an iPhone only; export with --backend xnnpack to time it here"
-    if importlib.util.find_spec(RUNTIME_PACKAGES[artifact.target]) is None:
-        return f"{name}: the package {RUNTIME_PACKAGES[artifact.target]} is missing; pip install 'mobileclip-toolkit[{artifact.target}]'"
-    return None
-
-
 def bench(
     bundles: Sequence[Path],
     *,
-    device: str = "host",
+    device: Device | None = None,
     runtimes: Sequence[str] = (),
     towers: Sequence[Tower] = TOWERS,
+    provider: str | None = None,
     threads: int = 1,
     mode: Mode = "burst",
     seconds: float | None = None,
     samples: int | None = None,
     warmup_runs: int = MIN_WARMUP_RUNS,
     seed: int = 0,
-    timeout_s: float = host.TIMEOUT_S,
-    progress: host.Progress = lambda _: None,
+    timeout_s: float = TIMEOUT_S,
+    progress: Progress = lambda _: None,
 ) -> BenchRun:
     """Measure every chosen artifact, each in its own process; in mode `burst` interleaved.
 
     Args:
         bundles: Bundle folders; the default model, exported into the current folder, if empty.
-        device: Where; only `host` today.
-        runtimes: Targets to run; everything that can run here if empty.
+        device: Where, see `mobileclip.benchmark.devices.find`; default: this machine.
+        runtimes: Targets to run; everything that can run there if empty.
         towers: Towers to run.
+        provider: What shall run them, see `BenchRequest.provider`; default: the device's first choice for each.
         threads: Of each measurement.
         mode: See `mobileclip.benchmark.protocol.MODES`.
         seconds: Least time of timed runs of each measurement; default: the mode's.
         samples: Least number of timed runs of each measurement; default: the mode's.
         warmup_runs: Untimed runs before.
         seed: Of the order of turns and of the choice of outputs to check.
-        timeout_s: For one answer of a worker process.
+        timeout_s: For one answer of the device.
         progress: Told what is being done.
 
     Returns:
         Results, failures of single measurements, and what was left out.
 
     Raises:
-        InputError: An unknown mode or runtime, an absent runtime, no tower, a damaged bundle.
-        MissingToolError: Nothing that was asked for can run here.
+        InputError: An unknown mode, runtime or provider, an absent runtime, no tower, a damaged bundle.
+        MissingToolError: Nothing that was asked for can run there.
+        DeviceError: The device is gone.
     """
-    check_device(device)
+    device = device or Host()
     if mode not in MODES:
         raise did_you_mean("mode", mode, MODES)
     limits = MODES[mode]
@@ -150,10 +124,10 @@ def bench(
     for name in runtimes:
         if name not in TARGETS:
             raise did_you_mean("runtime", name, TARGETS)
-    bundles = bundles or [_default_bundle(Path(), runtimes, progress)]
+    bundles = bundles or [_default_bundle(Path(), runtimes, device, progress)]
     opened = [Bundle.open(path) for path in dict.fromkeys(path.resolve() for path in bundles)]
     names = _names([bundle.path for bundle in opened])
-    chosen, skipped = _choose(opened, runtimes, towers)
+    chosen, skipped = _choose(opened, device, runtimes, towers)
     keep, started = _keep(seed), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     with tempfile.TemporaryDirectory(prefix="mobileclip-bench-") as scratch:
         prepared: dict[str, tuple[Path, int]] = {}
@@ -170,7 +144,7 @@ def bench(
                 output=artifact.output,
                 inputs=inputs.name,
                 rows=rows,
-                provider="all" if artifact.backend == "coreml" else artifact.backend,  # CoreML's compute units, which it chooses from
+                provider=_provider(provider, device, artifact),
                 threads=threads,
                 mode=mode,
                 warmup_runs=warmup_runs,
@@ -179,17 +153,29 @@ def bench(
                 keep=keep,
                 keep_of=KEEP_OF,
             )
-            jobs.append(host.Job(request, bundle.path, inputs))
-        answers = host.measure(jobs, seed=seed, timeout_s=timeout_s, progress=progress)
-    results, failures, run_id = [], [], uuid.uuid4().hex[:12]
-    for (bundle, artifact), job, answer in zip(chosen, jobs, answers, strict=True):
-        try:
-            if isinstance(answer, MobileClipError):
-                raise answer
-            results.append(_result(bundle, artifact, job.request, answer, (run_id, started, len(jobs) if mode == "burst" else 1)))
-        except MobileClipError as e:
-            failures.append(_failure(job.request, e))
+            jobs.append(Job(request, bundle.path, inputs))
+        with device.prepared(jobs, progress):
+            ended = device.measure(jobs, seed, timeout_s, progress)
+            results, failures = _results(chosen, jobs, ended, started)
+            device.finished(results)
     return BenchRun(results=tuple(results), failures=tuple(failures), skipped=tuple(skipped))
+
+
+def _results(
+    chosen: Sequence[tuple[Bundle, ArtifactInfo]], jobs: Sequence[Job], ended: Sequence[Ended], started: str
+) -> tuple[list[BenchResult], list[Failure]]:
+    results, failures, run_id = [], [], uuid.uuid4().hex[:12]
+    for (bundle, artifact), job, end in zip(chosen, jobs, ended, strict=True):
+        error = end.error
+        if end.samples is not None:
+            try:
+                about = run_id, started, len(jobs) if job.request.mode == "burst" else 1
+                results.append(_result(bundle, artifact, job.request, end.samples, about))
+            except DeviceError as e:
+                error = error or e
+        if error is not None:
+            failures.append(_failure(job.request, error))
+    return results, failures
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -201,8 +187,15 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     raise InputError(f"several bundles would be called the same ({', '.join(sorted(set(names.values())))}); rename their folders")
 
 
+def _provider(asked: str | None, device: Device, artifact: ArtifactInfo) -> str:
+    known = device.providers(artifact)
+    if asked is None or asked in known:
+        return asked or known[0]
+    raise did_you_mean(f"provider of {artifact.target} on {device.name}", asked, known)
+
+
 def _choose(
-    bundles: Sequence[Bundle], runtimes: Sequence[str], towers: Sequence[Tower]
+    bundles: Sequence[Bundle], device: Device, runtimes: Sequence[str], towers: Sequence[Tower]
 ) -> tuple[list[tuple[Bundle, ArtifactInfo]], list[str]]:
     from mobileclip.export.verify.dataset import dataset_sha256
 
@@ -217,11 +210,8 @@ def _choose(
         for artifact in bundle.manifest.artifacts:
             if artifact.tower not in towers or (runtimes and artifact.target not in runtimes):
                 continue
-            if artifact.target in runtimes and not (artifact.target == "coreml" and sys.platform != "darwin"):
-                require(RUNTIME_PACKAGES[artifact.target], artifact.target, f"--runtime {artifact.target}")
-            reason = not_runnable(bundle, artifact)
-            if reason:
-                skipped.append(reason)
+            if reason := device.lacks(artifact):
+                skipped.append(f"{bundle.path.name} {artifact.target} {artifact.tower}: {reason}")
             else:
                 chosen.append((bundle, artifact))
     if not chosen:

@@ -1,6 +1,7 @@
 """What is asked of a device and what is kept of its answer. A device only times; the host computes everything else from raw samples.
 
-Schemas, generated from the models below: `bench_request`, `device_samples` and `bench_result.schema.json` in `conformance/`.
+Schemas, generated from the models below, are in `conformance/`: `bench_request`, `bench_plan`, `bench_answer`, `device_samples` and
+`bench_result.schema.json`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mobileclip.errors import MobileClipError
 from mobileclip.export.bundle import FileEntry, Precision, Sha256, Target, TensorInfo, Tower
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 MIN_WARMUP_RUNS = 10
 UNSTABLE_CV_PERCENT = 5.0
 PARITY_SHARE = 0.05
 """Share of the timed outputs that are kept and compared with the model's own."""
 PARITY_BAR: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
+
+COREML_UNITS = ("all", "cpuAndNeuralEngine", "cpuAndGPU", "cpuOnly")
+"""What CoreML may choose from."""
 
 Mode = Literal["burst", "sustained", "mlperf"]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
@@ -52,20 +55,14 @@ MODES: dict[Mode, ModeLimits] = {
 stream as MLPerf Inference has it, the next query when the one before has ended."""
 
 
-class DeviceError(MobileClipError):
-    """A device or its worker crashed, hung or answered nonsense in the middle of a measurement."""
-
-    exit_code = 4
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class BenchRequest(_Strict):
-    """One measurement: a tower of a bundle in one runtime. `request.json` on a device, whose paths are relative to its folder."""
+    """One measurement: a tower of a bundle in one runtime."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     bundle: str = Field(min_length=1)
     """Name of the bundle's folder."""
     target: Target
@@ -151,32 +148,35 @@ class DeviceInfo(_Strict):
 class DeviceState(_Strict):
     """What a device felt like at a moment."""
 
-    moment: Literal["before", "after"]
+    moment: Literal["before", "during", "after"]
     """Of the timed runs."""
     thermal: Thermal = "unknown"
     battery_percent: float | None = Field(default=None, ge=0, le=100)
     charging: bool | None = None
     low_power: bool | None = None
     """A mode in which the system saves power."""
+    foreground: bool | None = None
+    """Whether the app or page has been in front since the moment before; in the background a phone slows it down."""
     load_average_1m: float | None = None
     """Of computers: far above 0 means that something else was running."""
 
 
 class DeviceSamples(_Strict):
-    """What a device gives back for one request: times by a monotonic clock in the order in which they were taken, nothing computed.
+    """What a device gives back for one request: times by a monotonic clock in the order in which they were taken, nothing computed."""
 
-    `result.json` on a device.
-    """
-
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     engine: str
     """What ran the artifact, with version."""
     provider: str
-    """What ran it, as far as the runtime tells."""
+    """What it was loaded for; `placement` has what ran where."""
     device: DeviceInfo
     states: tuple[DeviceState, ...]
+    placement: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """How many operators each provider, delegate or compute unit runs; empty where the runtime does not tell."""
     load_ms: NotNegative
-    """From the files to a session that can run, compiling included."""
+    """From the files to a session that can run, compiling included; the first time in this process."""
+    warm_load_ms: NotNegative | None = None
+    """The same again at the end, when whatever is compiled is cached."""
     first_run_ms: NotNegative
     warmup_ms: tuple[NotNegative, ...]
     latency_ms: tuple[Positive, ...] = Field(min_length=1)
@@ -190,6 +190,8 @@ class DeviceSamples(_Strict):
     baseline_memory_bytes: Bytes | None = None
     """Peak memory before the load: the process itself with its inputs."""
     peak_memory_bytes: Bytes | None = None
+    ended_early: str = ""
+    """The error that ended it half way."""
     kept: tuple[KeptOutput, ...]
 
     @model_validator(mode="after")
@@ -203,6 +205,49 @@ class DeviceSamples(_Strict):
             raise ValueError("start_ms goes back in time")
         if any(k.sample >= len(self.latency_ms) for k in self.kept):
             raise ValueError("an output was kept of a run that was not timed")
+        return self
+
+
+class PlannedMeasurement(_Strict):
+    """A request with the places of its files, relative to the plan's folder."""
+
+    request: BenchRequest
+    bundle: str
+    """Folder of the bundle."""
+    inputs: str
+    """The file that `request.inputs` names."""
+
+
+class BenchPlan(_Strict):
+    """All measurements of a call, for an app that takes the turns by itself. `plan.json` on a device.
+
+    The app loads all, lets the device cool down, warms all up and then goes round and round over those that are not finished, in round r
+    in the order `orders[r % len(orders)]`. A turn of `burst` lasts until both minima of a block are reached, in the other modes until the
+    measurement is finished. Each measurement that ends is written as `answer-N.json` (`BenchAnswer`) at once, N from 0 on.
+    """
+
+    schema_version: Literal[3] = SCHEMA_VERSION
+    measurements: tuple[PlannedMeasurement, ...] = Field(min_length=1)
+    orders: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    """Permutations of the measurements' numbers."""
+    block_seconds: NotNegative
+    block_samples: int = Field(ge=1)
+    cool_seconds: NotNegative
+    """How long a device that is warm may cool down first."""
+
+
+class BenchAnswer(_Strict):
+    """What an app gives back for one measurement: samples, an error, or both if it ended half way."""
+
+    schema_version: Literal[3] = SCHEMA_VERSION
+    samples: DeviceSamples | None
+    error: str | None
+    """What went wrong, in one line."""
+
+    @model_validator(mode="after")
+    def _something(self) -> BenchAnswer:
+        if self.samples is None and self.error is None:
+            raise ValueError("neither samples nor an error")
         return self
 
 
@@ -285,7 +330,7 @@ class Parity(_Strict):
 class BenchResult(_Strict):
     """One measurement with its raw samples."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     toolkit_version: str
     started_utc: str
     run_id: str
@@ -336,7 +381,7 @@ class Failure(_Strict):
 class BenchRun(_Strict):
     """Everything that came of one call: results, what failed, and what was left out with its reason."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     results: tuple[BenchResult, ...]
     failures: tuple[Failure, ...]
     skipped: tuple[str, ...]

@@ -9,12 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mobileclip.benchmark.protocol import BenchRequest, BenchResult, DeviceSamples
+from mobileclip.benchmark.protocol import BenchAnswer, BenchPlan, BenchRequest, BenchResult, DeviceSamples
 from mobileclip.export.bundle import Manifest
 from mobileclip.files import write_bytes
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILES: dict[str, type[BaseModel]] = {
+    "bench_answer.schema.json": BenchAnswer,
+    "bench_plan.schema.json": BenchPlan,
     "bench_request.schema.json": BenchRequest,
     "bench_result.schema.json": BenchResult,
     "device_samples.schema.json": DeviceSamples,

@@ -133,6 +133,8 @@ def early_stopping(latency_ms: Sequence[float]) -> EarlyStopping | None:
 def invalid_reasons(mode: Mode, samples: DeviceSamples, summary: Summary, found: Parity | None) -> tuple[str, ...]:
     """Why a measurement does not count; empty if it does."""
     reasons, limits = [], MODES[mode]
+    if samples.ended_early:
+        reasons.append(f"ended early: {samples.ended_early}")
     if samples.device.emulated:
         reasons.append("emulated: the numbers say nothing about a device")
     if len(samples.warmup_ms) < MIN_WARMUP_RUNS:
@@ -148,6 +150,8 @@ def invalid_reasons(mode: Mode, samples: DeviceSamples, summary: Summary, found:
         reasons.append(f"the device was warm at the start (thermal state {before.thermal}); let it cool down")
     if any(s.low_power for s in samples.states):
         reasons.append("low-power mode was on; switch it off")
+    if any(s.foreground is False for s in samples.states):
+        reasons.append("it was in the background for a while; keep it in front")
     if found is None:
         reasons.append("no output was compared with the model")
     elif not found.passed:

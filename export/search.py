@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mobileclip.errors import InputError, MobileClipError
 from mobileclip.export.encoder import Encoder, printable
-from mobileclip.files import STAGING_PREFIX, canonical_json, fsync, locked, reading, sha256_file, write_bytes, writing
+from mobileclip.files import STAGING_PREFIX, cache_folder, canonical_json, fsync, locked, reading, sha256_file, write_bytes, writing
 from mobileclip.preprocess import FORMATS
 from mobileclip.zeroshot import Embeddings, top_rows
 
@@ -271,12 +271,11 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def default_index(folder: Path) -> Path:
-    """Where a folder's index lies: in it, or in the user's cache (`XDG_CACHE_HOME`, else `~/.cache`) when it is read-only."""
+    """Where a folder's index lies: in it, or in the user's cache when it is read-only."""
     own = folder / FOLDER_NAME
     if os.access(own if own.exists() else folder, os.W_OK, effective_ids=True):
         return own
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "mobileclip" / "indexes" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return cache_folder() / "indexes" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
 
 
 def open_index(path: Path) -> Index:

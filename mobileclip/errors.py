@@ -28,7 +28,13 @@ class GateError(MobileClipError):
 
 
 class MissingToolError(MobileClipError):
-    """A package, tool or device that the request needs is absent."""
+    """A package or tool that the request needs is absent."""
+
+    exit_code = 4
+
+
+class DeviceError(MobileClipError):
+    """A device is absent, or it or what runs on it crashed, hung or answered nonsense."""
 
     exit_code = 4
 

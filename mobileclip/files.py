@@ -225,3 +225,8 @@ def did_you_mean(kind: str, got: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(got.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     hint = next((f"did you mean {k!r}? " for k in known if near and k.lower() == near[0]), "")
     return InputError(f"unknown {kind} {got!r}; {hint}known: {', '.join(known)}")
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be made or fetched again: below `XDG_CACHE_HOME`, else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobileclip"

@@ -1,14 +1,7 @@
 """One measurement in a process of its own: `python -m mobileclip.benchmark.devices.host_worker`.
 
-Commands come as JSON lines on standard input, each is answered by one JSON line on what was standard output at the start; whatever
-a library prints goes to standard error. The end of the input ends the process.
-
-    {"do": "load", "request": BenchRequest, "bundle": PATH, "inputs": PATH}
-                                             -> {"engine", "load_ms", "first_run_ms", "baseline_memory_bytes"}
-    {"do": "warm_up"}                        -> {"warmup_ms": [...]}
-    {"do": "block", "seconds", "samples"}    -> {"latency_ms": [...], "start_ms": [...], "wait_ms": [...], "kept": [KeptOutput, ...]}
-    {"do": "finish"}                         -> {"peak_memory_bytes"}
-    anything that fails                      -> {"error": CLASS, "exit_code", "message"}
+Commands come as JSON lines on standard input, see `rounds`; each is answered by one JSON line on what was standard output at the start.
+Whatever a library prints goes to standard error. The end of the input ends the process.
 """
 
 from __future__ import annotations
@@ -44,7 +37,6 @@ class Measurement:
 
         from mobileclip.benchmark.protocol import BenchRequest
         from mobileclip.export.bundle import Bundle
-        from mobileclip.export.runtimes import load
 
         self.request = BenchRequest.model_validate(request)
         opened = Bundle.open(Path(bundle))
@@ -57,11 +49,24 @@ class Measurement:
         for library in _LIBRARIES[self.request.target]:
             importlib.import_module(library)
         self.baseline_memory_bytes = peak_rss_bytes()
-        start = time.perf_counter_ns()
-        self._session = load(opened, self.request.target, self.request.tower, self.request.threads)
-        self.load_ms = _ms(time.perf_counter_ns() - start)
+        self._bundle = opened
+        self.load_ms = self._load()
         self.engine = self._session.engine
         self.first_run_ms = self._run()[0]
+
+    def _load(self) -> float:
+        """Load the tower, ms."""
+        from mobileclip.export.runtimes import load
+
+        start = time.perf_counter_ns()
+        self._session = load(self._bundle, self.request.target, self.request.tower, self.request.threads)
+        return _ms(time.perf_counter_ns() - start)
+
+    def load_again(self) -> float:
+        """Load the tower once more in place of the first, ms."""
+        del self._session
+        gc.collect()
+        return self._load()
 
     def _run(self) -> tuple[float, int, Any]:
         """One run on the next input: latency in ms, index of the batch, output."""
@@ -146,6 +151,7 @@ def _answer(command: dict[str, Any], state: list[Measurement]) -> dict[str, Any]
             gc.disable()
             return {
                 "engine": measurement.engine,
+                "provider": measurement.request.provider,
                 "load_ms": measurement.load_ms,
                 "first_run_ms": measurement.first_run_ms,
                 "baseline_memory_bytes": measurement.baseline_memory_bytes,
@@ -155,7 +161,7 @@ def _answer(command: dict[str, Any], state: list[Measurement]) -> dict[str, Any]
         case "block":
             return state[0].block(command["seconds"], command["samples"])
         case "finish":
-            return {"peak_memory_bytes": peak_rss_bytes()}
+            return {"peak_memory_bytes": peak_rss_bytes(), "warm_load_ms": state[0].load_again()}
         case other:
             raise ValueError(f"unknown command {other!r}")
 
