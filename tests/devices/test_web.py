@@ -1,0 +1,360 @@
+"""The page in a real browser, and its server against clients that mean no good."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from mobileclip.benchmark import devices
+from mobileclip.benchmark.bench import bench
+from mobileclip.benchmark.devices import web
+from mobileclip.benchmark.protocol import BenchRun
+from mobileclip.errors import DeviceError, MobileClipError
+from tests.benchmark.conftest import write_bundle
+from tests.devices.phone import OWN_ADDRESS
+
+QUICK = {"seconds": 0.05, "samples": 40}
+
+
+class Call(threading.Thread):
+    """`bench` on the web device in the background, as the browser has to stay in the test's own thread."""
+
+    def __init__(self, bundle: Path, device: web.Web | None = None, **options: object) -> None:
+        super().__init__(daemon=True)
+        self._bundle, self._device, self._options = bundle, device or web.Web(), options
+        self._shown = threading.Event()
+        self._address = ""
+        self.run_made: BenchRun | None = None
+        self.error: MobileClipError | None = None
+        self.start()
+
+    def run(self) -> None:
+        self._device.show = self._show
+        try:
+            self.run_made = bench([self._bundle], device=self._device, **(QUICK | self._options))
+        except MobileClipError as e:
+            self.error = e
+
+    def _show(self, address: str) -> None:
+        self._address = address
+        self._shown.set()
+
+    def address(self) -> str:
+        assert self._shown.wait(60)
+        return self._address
+
+    def result(self) -> BenchRun:
+        self.join(120)
+        assert self.run_made is not None, self.error
+        return self.run_made
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", batch=2)
+
+
+def heading(page, name: str):
+    return page.get_by_role("heading", name=name, exact=True)
+
+
+SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 800}}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_bundle_is_timed_in_a_browser(runtime, browser, bundle, size):
+    call = Call(bundle, threads=2)
+    page = browser.new_page(viewport=SIZES[size])
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(call.address())
+    heading(page, "Done").wait_for(timeout=60_000)
+    found = call.result()
+    assert problems == []
+    assert page.evaluate("crossOriginIsolated"), "threads and a fine clock need it"
+    assert [r.label for r in found.results] == ["tiny onnx image", "tiny onnx text"]
+    for r in found.results:
+        assert r.parity is not None
+        assert r.parity.passed
+        assert r.samples.engine == "onnxruntime-web 1.30.0"
+        assert (r.samples.provider, r.request.threads) == ("wasm", 2)
+        assert r.summary.n >= 40
+        assert r.samples.warm_load_ms is not None
+        assert (r.device.name, r.device.model, r.device.emulated) == ("web", "computer", False)
+        assert "Chrom" in r.device.os
+        assert [s.foreground for s in r.samples.states] == [True, True]
+        shown = page.locator(".card", has=heading(page, f"{r.label}, wasm"))
+        assert f"{r.summary.p50_ms:.2f} ms, median" in shown.inner_text()
+        assert "not valid" in shown.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
+    if folder := os.environ.get("MOBILECLIP_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/web-{size}.png", full_page=True)
+    page.close()
+
+
+def test_webgpu_without_a_gpu_says_so(runtime, browser, bundle):
+    call = Call(bundle, provider="webgpu", towers=["image"])
+    page = browser.new_page()
+    page.goto(call.address())
+    found = call.result()
+    for r in found.results:
+        assert r.samples.provider == "webgpu in software"
+        assert r.parity is not None
+        assert r.parity.passed
+    for failure in found.failures:  # where the browser has not even that
+        assert "no WebGPU here" in failure.message
+    page.close()
+
+
+def test_a_page_that_is_closed_half_way(runtime, browser, bundle):
+    call = Call(bundle, seconds=30)
+    page = browser.new_page()
+    page.goto(call.address())
+    page.get_by_text("runs timed").first.wait_for(timeout=60_000)
+    page.close(run_before_unload=False)
+    browser.contexts[0].close() if browser.contexts else None
+    found = call.result()
+    assert all("the page was closed" in f.message for f in found.failures)
+    assert len(found.failures) == 2
+    assert found.results, "what was measured is kept"
+    assert all("ended early: " in r.reasons[0] for r in found.results)
+
+
+def test_the_second_browser_is_told(runtime, browser, bundle):
+    call = Call(bundle, seconds=2)
+    first, second = browser.new_page(), browser.new_page()
+    first.goto(call.address())
+    heading(first, "Measuring").wait_for()
+    second.goto(call.address())
+    heading(second, "Taken").wait_for()
+    assert call.result().failures == ()
+    first.close()
+    second.close()
+
+
+def test_nobody_opens_the_page(runtime, bundle, monkeypatch):
+    monkeypatch.setattr(web, "OPEN_SECONDS", 0.3)
+    call = Call(bundle)
+    call.join(60)
+    assert isinstance(call.error, DeviceError)
+    assert str(call.error) == "no browser opened the page within 0.005 minutes"
+
+
+def test_on_a_phone_the_page_is_local(runtime, launch, bundle, plug_in):
+    """As its port is reversed: threads and a fine clock, with nothing served to the network."""
+    phone = plug_in()
+    call = Call(bundle, devices.find("pixel8", via="web"), threads=2)
+    started = phone.root / "system/am"
+    until = time.monotonic() + 60
+    while not (started.exists() and started.read_text().endswith("\n")) and time.monotonic() < until:
+        time.sleep(0.1)
+    *words, address = started.read_text().split()
+    assert words == ["start", "-a", "android.intent.action.VIEW", "-d"]
+    opened = launch(f"--host-resolver-rules=MAP localhost {OWN_ADDRESS}")
+    page = opened.new_page()
+    page.goto(address)
+    heading(page, "Done").wait_for(timeout=60_000)
+    assert page.evaluate("crossOriginIsolated")
+    opened.close()
+    for r in call.result().results:
+        assert r.parity is not None
+        assert r.parity.passed
+        assert (r.device.name, r.device.os.split(", ")[0]) == ("Google Pixel 8", "Android 15 (API 35)")
+        assert {(s.thermal, s.battery_percent, s.foreground) for s in r.samples.states} == {("nominal", 83.0, True)}
+    assert phone.asked[-1].startswith("reverse:killforward")
+
+
+# --- the server alone --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(tmp_path) -> Iterator[tuple[web.Page, int]]:
+    (tmp_path / "model").write_bytes(b"model" * 1000)
+    page = web.Page({"index.html": b"<p>", "page.mjs": b"1"}, {"files/0/image.onnx": tmp_path / "model", "files/0/gone": tmp_path / "gone"})
+    server = web._Server("127.0.0.1", 0, page)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield page, server.server_address[1]
+    page.leave("over")
+    server.shutdown()
+    server.server_close()
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_only_what_belongs_to_the_page_is_served(served):
+    page, port = served
+    token = f"/{page.token}/"
+    assert ask(port, "GET", token) == (200, b"<p>")
+    assert ask(port, "GET", f"{token}files/0/image.onnx") == (200, b"model" * 1000)
+    for path in (
+        "/", "/index.html", "/x/index.html", f"/{page.token}", f"{token}files/0/", f"{token}files/1/image.onnx", f"{token}../web.py",
+        f"{token}files/0/../../../../etc/passwd", f"{token}%2e%2e/etc/passwd", f"{token}files/0/gone",
+    ):  # fmt: skip
+        assert ask(port, "GET", path)[0] == 404, path
+    assert ask(port, "GET", token, Host=f"evil.example:{port}")[0] == 404
+    assert ask(port, "POST", f"{token}index.html", b"")[0] == 404
+    assert [ask(port, m, token)[0] for m in ("PUT", "DELETE", "HEAD", "BREW")] == [405] * 4
+
+
+def test_one_browser_has_the_page(served):
+    page, port = served
+    token = f"/{page.token}/"
+    for name in ("answer", "alive", "leave"):
+        assert ask(port, "POST", token + name, b"{}", X_Session="", X_Number="1")[0] == 403
+    assert ask(port, "GET", f"{token}next", X_Session="guess", X_Number="0")[0] == 403
+    status, session = ask(port, "POST", f"{token}take", b"")
+    assert status == 200
+    assert ask(port, "POST", f"{token}take", b"")[0] == 409
+    assert ask(port, "POST", f"{token}alive", b"", X_Session=session.decode())[0] == 204
+    for number in ("one", "-1", "", "9" * 30):
+        assert ask(port, "POST", f"{token}answer", b"{}", X_Session=session.decode(), X_Number=number)[0] == 400
+        assert ask(port, "GET", f"{token}next", X_Session=session.decode(), X_Number=number)[0] == 400
+    assert page.lost == ""
+    assert ask(port, "POST", f"{token}leave?{session.decode()}", b"")[0] == 204
+    assert page.lost == "the page was closed"
+
+
+def test_commands_go_out_and_answers_come_back(served):
+    page, port = served
+    token, session = f"/{page.token}/", ask(port, "POST", f"/{page.token}/take", b"")[1].decode()
+
+    def get(after: int) -> dict[str, object]:
+        return json.loads(ask(port, "GET", f"{token}next", X_Session=session, X_Number=str(after))[1])
+
+    def answer(number: int, text: bytes) -> None:
+        assert ask(port, "POST", f"{token}answer", text, X_Session=session, X_Number=str(number))[0] == 204
+
+    def browser() -> None:
+        assert get(0) == get(0) == {"number": 1, "measurement": 0, "command": {"do": "load"}}, "what was lost on the way comes again"
+        answer(0, b"late")
+        answer(1, b"{}")
+        answer(1, b"twice")
+        assert get(1)["number"] == 2
+        answer(2, b'{"a": 1}')
+
+    thread = threading.Thread(target=browser)
+    thread.start()
+    assert page.ask(0, '{"do": "load"}', 20) == "{}"
+    assert page.ask(None, '{"do": "info"}', 20) == '{"a": 1}'
+    thread.join()
+
+
+def test_no_answer(monkeypatch):
+    page = web.Page({}, {})
+    page.take()
+    for _ in range(2):  # it does one thing after the other
+        with pytest.raises(DeviceError, match=r"no answer within 0\.3 s"):
+            page.ask(0, "{}", 0.3)
+    page = web.Page({}, {})
+    page.take()
+    monkeypatch.setattr(web, "LOST_SECONDS", 0.4)
+    with pytest.raises(DeviceError, match="has not been heard of"):
+        page.ask(0, "{}", 20)
+    begin = time.monotonic()
+    with pytest.raises(DeviceError, match="has not been heard of"):
+        page.ask(0, "{}", 20)
+    assert time.monotonic() - begin < 1, "a page that is gone is not waited for again"
+
+
+def raw(port: int, data: bytes) -> bytes:
+    """Send bytes and nothing else; what comes back."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as link:
+        try:
+            link.sendall(data)
+            link.shutdown(socket.SHUT_WR)
+            got = b""
+            while more := link.recv(65536):
+                got += more
+        except ConnectionError:
+            return b""
+    return got
+
+
+def test_a_thousand_odd_requests_never_break_it(served, monkeypatch):
+    page, port = served
+    monkeypatch.setattr(web, "REQUESTS_PER_SECOND", 10**6)
+    monkeypatch.setattr(web, "POLL_SECONDS", 0.05)
+    session = page.take()
+    rng = random.Random(0)
+    head = f"POST /{page.token}/answer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX-Session: {session}"
+    whole = f"{head}\r\nX-Number: 1\r\nContent-Length: 2\r\n\r\n{{}}"
+    codes = set()
+    for _ in range(1000):
+        data = bytearray(rng.choice((whole, whole.replace("POST", "GET").replace("answer", "next"))).encode())
+        for _ in range(rng.randrange(1, 8)):
+            at = rng.randrange(len(data))
+            choice = rng.randrange(4)
+            if choice == 0:
+                data[at] = rng.randrange(256)
+            elif choice == 1:
+                del data[at : at + rng.randrange(1, 20)]
+            elif choice == 2:
+                data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 20)))
+            else:
+                data[at:at] = data[: rng.randrange(len(data))]
+        page.lost = ""
+        for line in raw(port, bytes(data)).split(b"\r\n"):
+            if line.startswith(b"HTTP/1."):
+                codes.add(int(line.split()[1]))
+    assert {200, 204} & codes, "some get through"
+    assert max(codes) < 500, sorted(codes)
+    assert ask(port, "GET", f"/{page.token}/") == (200, b"<p>")
+
+
+def test_bodies_that_are_too_large_are_not_read(served):
+    page, port = served
+    head = f"POST /{page.token}/answer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: %s\r\n\r\n"
+    for length, code in ((str(web.MAX_BODY_BYTES + 1), b"413"), ("9" * 30, b"411"), ("-1", b"411"), ("x", b"411")):
+        assert raw(port, (head % length).encode()).split()[1] == code, length
+    assert raw(port, f"POST /{page.token}/answer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()).split()[1] == b"411"
+
+
+def test_slow_clients_and_many_of_them_do_not_block_it(served, monkeypatch):
+    page, port = served
+    monkeypatch.setattr(web._Handler, "timeout", 0.5)
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(web.MAX_CONNECTIONS + 8)]
+    for link in slow:
+        link.sendall(b"GET / HT")
+    time.sleep(1.5)
+    assert ask(port, "GET", f"/{page.token}/") == (200, b"<p>")
+    for link in slow:
+        link.close()
+
+
+def test_too_many_requests(served, monkeypatch):
+    page, port = served
+    monkeypatch.setattr(web, "REQUESTS_PER_SECOND", 5)
+    codes = [ask(port, "GET", "/")[0] for _ in range(30)]
+    assert {404, 429} == set(codes)
+    assert ask(port, "GET", f"/{page.token}/")[0] == 200, "the page itself is not held up"
+
+
+def test_it_listens_to_this_machine_alone(runtime, bundle, monkeypatch):
+    monkeypatch.setattr(web, "OPEN_SECONDS", 3)
+    call = Call(bundle)
+    place = urlsplit(call.address())
+    assert place.hostname == "localhost"
+    other = web.lan_address()
+    if other != "127.0.0.1":
+        with pytest.raises(OSError):
+            socket.create_connection((other, place.port), timeout=2)
+    call.join(60)
