@@ -1,0 +1,216 @@
+"""Phones whose own app measures: it is given a plan with the models, takes the turns by itself, and leaves an answer for each measurement.
+
+While it runs the app prints lines `MOBILECLIP {...}`: `{"progress": TEXT}`, and last of all `{"done": true}`. Lines tell how it goes, the
+answers count: what an app has finished before it crashed is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import random
+import re
+import secrets
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mobileclip.benchmark.devices.device import Device, alone
+from mobileclip.benchmark.devices.rounds import BLOCK_SAMPLES, BLOCK_SECONDS, COOL_SECONDS, Ended, Job, Progress
+from mobileclip.benchmark.protocol import BenchAnswer, BenchPlan, PlannedMeasurement
+from mobileclip.errors import DeviceError, MobileClipError, one_line
+
+APP = "org.mobileclip.bench"
+"""The benchmark app's name on phones."""
+PLAN = "plan.json"
+_ORDERS = 64
+MAX_ANSWER_BYTES = 64 << 20
+_MAX_LINE_CHARS = 1 << 16
+_MARK = re.compile(r"MOBILECLIP (\{.*\})")
+
+
+class AppDevice(Device):
+    """A phone with the benchmark app.
+
+    Attributes:
+        app: Name of the app, where it was signed under another one.
+        package: The app as a file, to be installed first.
+    """
+
+    app = APP
+    package: Path | None = None
+    _folder = ""
+
+    @abstractmethod
+    def install(self, package: Path) -> None:
+        """Install the app.
+
+        Raises:
+            DeviceError: It is refused.
+        """
+
+    @abstractmethod
+    def check_app(self) -> None:
+        """See that the app is there.
+
+        Raises:
+            DeviceError: It is not; how it gets there.
+        """
+
+    @abstractmethod
+    def put(self, folder: Path) -> None:
+        """Copy a folder into the app's own folder.
+
+        Raises:
+            DeviceError: The phone is gone.
+            StorageError: It has no room.
+        """
+
+    @abstractmethod
+    def get(self, name: str) -> bytes | None:
+        """A file of the app's own folder, not much more than `MAX_ANSWER_BYTES` of it; None if there is none.
+
+        Raises:
+            DeviceError: The phone is gone.
+        """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a folder from the app's own folder, and stop the app.
+
+        Raises:
+            DeviceError: The phone is gone.
+        """
+
+    @abstractmethod
+    def command(self, plan: str) -> list[str]:
+        """What starts the app on a plan, prints its lines, and ends when it ends."""
+
+    @abstractmethod
+    def why_it_ended(self, code: int, lines: Sequence[str]) -> str:
+        """Why the app ended before it was done, for people.
+
+        Args:
+            code: Exit code of `command`.
+            lines: The last ones that it printed.
+        """
+
+    @contextlib.contextmanager
+    def prepared(self, jobs: Sequence[Job], progress: Progress) -> Iterator[None]:  # noqa: D102 (see Device)
+        with alone(self.key):
+            if self.package is not None:
+                progress(f"installing {self.package.name} on {self.name}")
+                self.install(self.package)
+            self.check_app()
+            self._folder = f"mobileclip-{secrets.token_hex(4)}"
+            try:
+                yield
+            finally:
+                with contextlib.suppress(MobileClipError):  # it may be gone; what brought us here matters more
+                    self.remove(self._folder)
+
+    def measure(self, jobs: Sequence[Job], seed: int, timeout_s: float, progress: Progress) -> list[Ended]:  # noqa: D102
+        progress(f"copying {len(jobs)} model(s) to {self.name}")
+        with tempfile.TemporaryDirectory(prefix="mobileclip-plan-") as scratch:
+            folder = Path(scratch) / self._folder
+            for i, job in enumerate(jobs):
+                _copy(job.bundle / job.request.artifact, folder / str(i) / job.request.artifact)
+                _copy(job.inputs, folder / f"{i}.inputs")  # never in the artifact's place: it is a link to the bundle's own file
+            (folder / PLAN).write_text(self._plan(jobs, seed).model_dump_json(indent=1))
+            self.put(folder)
+        error = self._run(timeout_s, progress)
+        return [self._ended(i, error) for i in range(len(jobs))]
+
+    def _plan(self, jobs: Sequence[Job], seed: int) -> BenchPlan:
+        order, numbers = random.Random(seed), range(len(jobs))
+        return BenchPlan(
+            measurements=tuple(PlannedMeasurement(request=job.request, bundle=str(i), inputs=f"{i}.inputs") for i, job in enumerate(jobs)),
+            orders=tuple(tuple(order.sample(numbers, len(jobs))) for _ in range(_ORDERS)),
+            block_seconds=BLOCK_SECONDS, block_samples=BLOCK_SAMPLES, cool_seconds=COOL_SECONDS,
+        )  # fmt: skip
+
+    def _run(self, timeout_s: float, progress: Progress) -> MobileClipError:
+        """Run the app to its end; the error of every measurement that will have no answer."""
+        lines: queue.Queue[str | None] = queue.Queue()
+        process = subprocess.Popen(
+            self.command(f"{self._folder}/{PLAN}"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace",
+        )  # fmt: skip
+        assert process.stdout is not None
+        stdout, last = process.stdout, list[str]()
+
+        def read() -> None:
+            while line := stdout.readline(_MAX_LINE_CHARS):
+                lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        heard_s = time.monotonic()
+        try:
+            while (line := lines.get(timeout=timeout_s)) is not None:
+                if told := _told(line):  # a system's chatter is no sign of life
+                    heard_s = time.monotonic()
+                elif time.monotonic() - heard_s > timeout_s:
+                    raise queue.Empty
+                if told.get("done"):
+                    return DeviceError(f"{self.key}: the app says that it is done, but left no answer")
+                if isinstance(text := told.get("progress"), str):
+                    progress(text[:200])
+                last = [*last, line.strip()][-20:]
+            return DeviceError(f"{self.key}: {self.why_it_ended(process.wait(10), [text for text in last if text])}")
+        except queue.Empty:
+            return DeviceError(f"{self.key}: the app has not been heard of for {timeout_s:g} s; it was stopped")
+        except subprocess.TimeoutExpired:
+            return DeviceError(f"{self.key}: the connection to the app broke off")
+        finally:
+            process.kill()
+            process.wait()
+
+    def _ended(self, number: int, error: MobileClipError) -> Ended:
+        try:
+            content = self.get(f"{self._folder}/answer-{number}.json")
+        except MobileClipError as e:
+            return Ended(None, e)
+        if content is None:
+            return Ended(None, error)
+        try:
+            if len(content) > MAX_ANSWER_BYTES:
+                raise ValueError("it is too large")
+            answer = BenchAnswer.model_validate_json(content)
+        except (ValidationError, ValueError) as e:
+            return Ended(None, DeviceError(f"{self.key}: answer {number} of the app is unusable ({one_line(e)})"))
+        return Ended(answer.samples, DeviceError(f"{self.key}: {one_line(Exception(answer.error))}") if answer.error else None)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A file or a folder, without its bytes where that is possible."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link)
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy(source, target)
+
+
+def _told(line: str) -> dict[str, object]:
+    found = _MARK.search(line)
+    try:
+        told = json.loads(found[1]) if found else None
+    except (ValueError, RecursionError):
+        told = None
+    return told if isinstance(told, dict) else {}
