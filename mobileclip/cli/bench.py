@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import cast
 
@@ -17,10 +18,19 @@ COLUMNS = (
 
 def bench(
     bundles: list[Path] = typer.Argument(None, metavar="[BUNDLE]...", help="Bundle folders; default: those here, else the default model."),
-    device: str = typer.Option("host", help="Where to measure: host."),
-    runtime: list[str] = typer.Option([], help="onnx, executorch or coreml; may be given again. All that can run here by default."),
+    device: str = typer.Option("host", help="Where to measure: a serial number, udid, name, model or alias; see: mobileclip devices."),
+    via: str | None = typer.Option(
+        None, help="How to reach it, if there are several ways: shell, app or web; devicectl or pymobiledevice3."
+    ),
+    runtime: list[str] = typer.Option([], help="onnx, executorch or coreml; may be given again. All that can run there by default."),
+    provider: str | None = typer.Option(
+        None, help="What shall run it: cpu, xnnpack, nnapi, qnn, wasm, webgpu; all, cpuOnly, cpuAndGPU ..."
+    ),
     tower: str = typer.Option("both", help="image, text or both."),
     threads: int = typer.Option(1, min=1, help="Threads of each measurement."),
+    app: Path | None = typer.Option(None, metavar="FILE", help="The benchmark app for --via app or an iPhone, to be installed first."),
+    app_id: str | None = typer.Option(None, help="Its name, where you signed it under one of your own."),
+    lan: bool = typer.Option(False, "--lan", help="For a browser elsewhere: serve the page to the network, not to this machine alone."),
     mode: str = typer.Option("burst", help="burst, sustained (without a pause, to see it warm up) or mlperf (single stream)."),
     seconds: float | None = typer.Option(
         None, help="Least timed seconds of each; by default what a valid result needs: 10, not in burst 60."
@@ -35,19 +45,33 @@ def bench(
     All models are in memory at the same time; give fewer bundles in one call where that is too much.
     """
     from mobileclip.benchmark import bench as benchmark
+    from mobileclip.benchmark import devices
+    from mobileclip.benchmark.devices.app import AppDevice
+    from mobileclip.benchmark.devices.web import Web
     from mobileclip.benchmark.protocol import Mode
+    from mobileclip.errors import InputError
     from mobileclip.export.bundle import TOWERS
     from mobileclip.files import did_you_mean
 
-    benchmark.check_device(device)
+    place = devices.find(device, via)
+    if isinstance(place, Web):
+        place.lan, place.show = lan, lambda address: output.print_address(address, code=lan)
+    elif lan:
+        raise InputError("--lan is for --device web only")
+    if app_id and not re.fullmatch(r"[A-Za-z0-9._-]+", app_id):
+        raise InputError(f"--app-id {app_id!r} is no name of an app; it is like org.example.bench")
+    if isinstance(place, AppDevice):
+        place.package, place.app = app, app_id or place.app
+    elif app or app_id:
+        raise InputError("--app and --app-id are for devices with the benchmark app only; see: mobileclip devices")
     towers = TOWERS if tower == "both" else tuple(t for t in TOWERS if t == tower)
     if not towers:
         raise did_you_mean("tower", tower, (*TOWERS, "both"))
     chosen = bundles or benchmark.find_bundles(Path())
     with output.progress(json_output=json_output) as progress:
         run = benchmark.bench(
-            chosen, device=device, runtimes=runtime, towers=towers, threads=threads, mode=cast(Mode, mode), seconds=seconds,
-            samples=samples, progress=progress,
+            chosen, device=place, runtimes=runtime, towers=towers, provider=provider, threads=threads, mode=cast(Mode, mode),
+            seconds=seconds, samples=samples, progress=progress,
         )  # fmt: skip
     paths = benchmark.save(run, out)
     if json_output:

@@ -17,6 +17,8 @@ EXTRAS = {
     "executorch": ("executorch",),
     "open-clip": ("open_clip_torch", "timm"),
     "train": ("resvg_py",),
+    "android": ("adbutils",),
+    "web": ("segno",),
 }
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import typer
 
 COMMANDS = (
-    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "train", "eval", "reinforce", "bench", "compare",
-    "report", "demo", "ratios", "doctor",
+    "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "train", "eval", "reinforce", "bench", "devices",
+    "setup", "compare", "report", "demo", "ratios", "doctor",
 )  # fmt: skip
 GROUPS = {"data": ("Training data.", ("fetch",))}
 """`mobileclip GROUP COMMAND` is the function COMMAND of `mobileclip.cli.GROUP_COMMAND`."""

@@ -96,3 +96,15 @@ def progress(*, json_output: bool = False) -> Iterator[Progress]:
 def print_error(message: str) -> None:
     """One line on standard error."""
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
+
+
+def print_address(address: str, code: bool) -> None:
+    """Where to open a page, on standard error, with a QR code for a phone's camera if wanted and possible."""
+    sys.stderr.write(f"open {address}\n")
+    if code:
+        try:
+            import segno
+        except ImportError:
+            sys.stderr.write("pip install 'mobileclip-toolkit[web]' shows a QR code here\n")
+            return
+        segno.make(address, error="l").terminal(out=sys.stderr, compact=True)

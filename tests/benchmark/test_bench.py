@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobileclip.benchmark.bench import bench, check_device, course, find_bundles, read_results, save
+from mobileclip.benchmark.bench import bench, course, find_bundles, read_results, save
 from mobileclip.benchmark.compare import compare
-from mobileclip.benchmark.devices import host
-from mobileclip.benchmark.protocol import BenchRun, DeviceError
-from mobileclip.errors import BundleError, InputError, MissingToolError
+from mobileclip.benchmark.devices import rounds
+from mobileclip.benchmark.devices.host import Host
+from mobileclip.benchmark.devices.rounds import Ended, Job, ProcessLink, Rounds
+from mobileclip.benchmark.protocol import BenchRun
+from mobileclip.errors import BundleError, DeviceError, InputError, MissingToolError
 from mobileclip.export.bundle import ArtifactInfo, FileEntry, TensorInfo
 from tests.benchmark.conftest import request
 
@@ -64,7 +66,7 @@ def test_real_samples_equal_themselves_and_not_themselves_slowed_down(run: Bench
 
 
 def test_a_sustained_measurement_is_one_turn_of_windows(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "LONG_BLOCK_SECONDS", 0.02)  # the worker answers more often than the turn ends
+    monkeypatch.setattr(rounds, "LONG_BLOCK_SECONDS", 0.02)  # the worker answers more often than the turn ends
     found = bench([tiny_bundle], towers=["text"], mode="sustained", seconds=0.2, samples=5).results[0]
     assert len(found.samples.block_samples) == found.interleaved == 1
     gaps = np.diff(found.samples.start_ms) - found.samples.latency_ms[:-1]
@@ -103,8 +105,8 @@ def test_batches_wrap_around_and_still_match(build_bundle: Callable[..., Path], 
     ],
 )
 def test_answers_that_do_not_fit_together_are_failures(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, change, message: str) -> None:
-    measure = host.measure
-    monkeypatch.setattr(host, "measure", lambda *a, **k: [got.model_copy(update=change(got)) for got in measure(*a, **k)])
+    measure = Host.measure
+    monkeypatch.setattr(Host, "measure", lambda *a: [Ended(got.samples.model_copy(update=change(got.samples))) for got in measure(*a)])
     found = bench([tiny_bundle], towers=["text"], mode="sustained", seconds=0.02, samples=40)
     assert not found.results
     assert message in found.failures[0].message
@@ -141,8 +143,7 @@ def test_coreml_is_never_timed_off_a_mac(build_bundle: Callable[..., Path], tmp_
     [
         ({"runtimes": ["onx"]}, InputError, "did you mean 'onnx'"),
         ({"runtimes": ["executorch"]}, InputError, "has no executorch artifact; it holds: onnx"),
-        ({"device": "hots"}, InputError, "did you mean 'host'"),
-        ({"device": "iphone12"}, MissingToolError, "cannot be reached by this version"),
+        ({"provider": "cpus"}, InputError, "unknown provider of onnx on this machine 'cpus'; did you mean 'cpu'"),
         ({"mode": "brust"}, InputError, "did you mean 'burst'"),
         ({"threads": 0}, InputError, "1 or more"),
         ({"seconds": float("nan")}, InputError, "0 or more"),
@@ -152,12 +153,6 @@ def test_coreml_is_never_timed_off_a_mac(build_bundle: Callable[..., Path], tmp_
 def test_bad_options_are_named(tiny_bundle: Path, options: dict, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         bench([tiny_bundle], **(QUICK | options))
-
-
-@pytest.mark.parametrize("name", ["iphone12promax", "pixel8", "android", "web", "iPad", "galaxy-s24", "iphon", "andriod"])
-def test_devices_of_later_versions_are_absent(name: str) -> None:
-    with pytest.raises(MissingToolError):
-        check_device(name)
 
 
 def test_bundles_are_found_below_the_folder(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -190,7 +185,7 @@ def test_results_survive_saving(run: BenchRun, tmp_path: Path) -> None:
         (b"[" * 100_000, "is not a result"),
         (b"[1]", "is not a result"),
         (b'{"latency_ms": [1], "schema_version": 1}', "schema version 1 is unknown"),
-        (b'{"samples": [1], "schema_version": 2}', "field 'toolkit_version'"),
+        (b'{"samples": [1], "schema_version": 3}', "field 'toolkit_version'"),
         (b"\xff\xfe", "is not a result"),
     ],
 )
@@ -201,12 +196,13 @@ def test_foreign_files_are_refused(content: bytes, message: str, tmp_path: Path)
         read_results(file)
 
 
-MISFORMED = {"warmup_ms": [], "latency_ms": [], "start_ms": [0.0], "wait_ms": [], "kept": [], "peak_memory_bytes": 1}
+LOADED = {"engine": "e", "provider": "cpu", "load_ms": 1, "first_run_ms": 1, "baseline_memory_bytes": None}
+MISFORMED = LOADED | {"warmup_ms": [], "latency_ms": [], "start_ms": [0.0], "wait_ms": [], "kept": [], "peak_memory_bytes": 1}
 
 
-def worker(bundle: Path, script: str, timeout_s: float = 20) -> host.Worker:
-    job = host.Job(request(bundle=bundle.name), bundle, bundle / "none.bin")
-    return host.Worker(job, timeout_s, [sys.executable, "-c", script])
+def worker(bundle: Path, script: str, timeout_s: float = 20) -> ProcessLink:
+    job = Job(request(bundle=bundle.name), bundle, bundle / "none.bin")
+    return ProcessLink(job, str(job.bundle), str(job.inputs), [sys.executable, "-c", script], timeout_s)
 
 
 @pytest.mark.parametrize(
@@ -228,28 +224,29 @@ def worker(bundle: Path, script: str, timeout_s: float = 20) -> host.Worker:
 )
 def test_a_bad_worker_is_named_and_the_others_go_on(tiny_bundle: Path, inputs: Path, script: str, timeout_s: float, message: str) -> None:
     small = request(min_samples=5, min_seconds=0, warmup_runs=1)
-    workers = [worker(tiny_bundle, script, timeout_s), host.Worker(host.Job(small, tiny_bundle, inputs), 60)]
+    workers = [worker(tiny_bundle, script, timeout_s), Host().link(Job(small, tiny_bundle, inputs), 60)]
     try:
-        bad, good = host.Rounds(workers, random.Random(0), lambda _: None).run()
+        bad, good = Rounds(workers, Host().info(), Host().state, random.Random(0), lambda _: None).run()
     finally:
         for w in workers:
             w.close()
-    assert isinstance(bad, DeviceError)
-    assert str(bad).startswith(f"{tiny_bundle}: onnx image: ")
-    assert re.search(message, str(bad))
-    assert isinstance(good, host.DeviceSamples)
-    assert len(good.latency_ms) >= 5
+    assert bad.samples is None
+    assert isinstance(bad.error, DeviceError)
+    assert str(bad.error).startswith(f"{tiny_bundle}: onnx image: ")
+    assert re.search(message, str(bad.error))
+    assert good.error is None
+    assert len(good.samples.latency_ms) >= 5
 
 
 def test_a_worker_killed_half_way_leaves_the_other_results(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    warm_up = host.Rounds._warm_up
+    warm_up = Rounds._warm_up
 
-    def kill_image(self: host.Rounds, w: host.Worker, collected: host._Collected) -> None:
+    def kill_image(self: Rounds, w: ProcessLink, collected: rounds._Collected) -> None:
         warm_up(self, w, collected)
         if w.job.request.tower == "image":
-            os.kill(w._process.pid, signal.SIGKILL)
+            os.kill(w.process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(host.Rounds, "_warm_up", kill_image)
+    monkeypatch.setattr(Rounds, "_warm_up", kill_image)
     found = bench([tiny_bundle], **QUICK)
     assert [r.request.tower for r in found.results] == ["text"]
     (failure,) = found.failures
@@ -260,9 +257,9 @@ def test_a_worker_killed_half_way_leaves_the_other_results(tiny_bundle: Path, mo
 def test_what_the_worker_reports_keeps_its_class(build_bundle: Callable[..., Path], tmp_path: Path, inputs: Path) -> None:
     folder = build_bundle(tmp_path / "b")
     (folder / "image.onnx").write_bytes(b"changed")
-    (error,) = host.measure([host.Job(request(), folder, inputs)])
-    assert isinstance(error, BundleError)
-    assert "was changed after the export" in str(error)
+    (ended,) = Host().measure([Job(request(), folder, inputs)], 0, 60, print)
+    assert isinstance(ended.error, BundleError)
+    assert "was changed after the export" in str(ended.error)
 
 
 def test_library_output_on_stdout_does_not_reach_the_protocol(tiny_bundle: Path, inputs: Path) -> None:
@@ -272,8 +269,8 @@ def test_library_output_on_stdout_does_not_reach_the_protocol(tiny_bundle: Path,
         "o.OnnxSession.run = run\n"
         "from mobileclip.benchmark.devices import host_worker as w; w.main()"
     )
-    job = host.Job(request(), tiny_bundle, inputs)
-    w = host.Worker(job, 60, [sys.executable, "-c", script])
+    job = Job(request(), tiny_bundle, inputs)
+    w = ProcessLink(job, str(tiny_bundle), str(inputs), [sys.executable, "-c", script], 60)
     try:
         loaded = w.ask("load", request=job.request.model_dump(mode="json"), bundle=str(tiny_bundle), inputs=str(inputs))
         assert loaded["engine"].startswith("onnxruntime")
@@ -300,12 +297,30 @@ def test_the_commands_work_together(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_a_report_is_a_check_against_a_baseline(run: BenchRun, tmp_path: Path) -> None:
+    save(run, tmp_path / "baseline")
+    done = cli("report", "baseline", "--check", "baseline", cwd=tmp_path)
+    assert (done.returncode, "nothing is slower or wrong" in done.stdout) == (0, True), done.stderr
+    a, b = run.results
+    slow = {name: tuple(3 * v for v in getattr(a.samples, name)) for name in ("latency_ms", "wait_ms")}
+    worse = a.model_copy(update={"samples": a.samples.model_copy(update=slow)})
+    wrong = b.model_copy(update={"parity": b.parity.model_copy(update={"passed": False, "cosine_min": 0.5})})
+    save(run.model_copy(update={"results": (worse, wrong)}), tmp_path / "now")
+    done = cli("report", "now", "--check", "baseline", cwd=tmp_path)
+    assert done.returncode == 3
+    assert re.search(r"^error: worse than baseline: tiny onnx image: [23]\.\d\d of baseline's cost; tiny onnx text: smallest", done.stderr)
+    assert (tmp_path / "report.html").exists()
+    told = json.loads(cli("report", "now", "--check", "baseline", "--json", cwd=tmp_path).stdout)
+    assert (len(told["slower"]), len(told["wrong"])) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["bench", "--runtime", "onx"], 2, "did you mean 'onnx'"),
-        (["bench", "--device", "iphone12"], 4, "cannot be reached"),
-        (["bench", "--device", "hozt"], 2, "did you mean 'host'"),
+        (["bench", "--device", "iphone12"], 4, "no device 'iphone12' is connected; connected: host (this machine)"),
+        (["bench", "--device", "hots"], 4, "no device 'hots' is connected; did you mean 'host'? connected: host"),
+        (["bench", "--device", "host", "--via", "adb"], 2, "cannot be reached via 'adb'"),
         (["bench", "nowhere"], 2, "is not a bundle"),
         (["bench", "--tower", "imag"], 2, "did you mean 'image'"),
         (["bench", "--mode", "mlpref"], 2, "did you mean 'mlperf'"),

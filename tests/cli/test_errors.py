@@ -37,7 +37,6 @@ NEAR = [
     (("export", "untrained:mobileclip2s0"), "did you mean 'mobileclip2_s0'?"),
     (("pull", "mobilclip_s0"), "did you mean 'mobileclip_s0'?"),
     (("convert", "a.pt", "b.pt", "--form", "nativ"), "unknown form 'nativ'; did you mean 'native'?"),
-    (("bench", "--device", "hots"), "unknown device 'hots'; did you mean 'host'?"),
     (("bench", "--runtime", "onx", "BUNDLE"), "unknown runtime 'onx'; did you mean 'onnx'?"),
     (("bench", "--tower", "txt", "BUNDLE"), "unknown tower 'txt'; did you mean 'text'?"),
     (("exprot",), "Did you mean 'export'?"),
