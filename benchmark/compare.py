@@ -131,6 +131,20 @@ def compare_all(a: Sequence[BenchResult], b: Sequence[BenchResult]) -> tuple[lis
     return [compare(left[kind], right[kind]) for kind in common], alone
 
 
+def regressions(baseline: Sequence[BenchResult], results: Sequence[BenchResult]) -> tuple[list[Comparison], list[str]]:
+    """What has become worse since a baseline.
+
+    Returns:
+        The comparisons with the verdict `slower`, and one line for each measurement whose outputs are wrong now.
+
+    Raises:
+        InputError: Nothing in common with the baseline.
+    """
+    slower = [c for c in compare_all(baseline, results)[0] if c.verdict == "slower"]
+    wrong = [f"{r.label}: smallest cosine {r.parity.cosine_min:.6f}" for r in results if r.parity and not r.parity.passed]
+    return slower, wrong
+
+
 def cost_ms(latency_ms: Sequence[float], wait_ms: Sequence[float] = ()) -> Samples:
     """Latencies without the time in which another process had the core, ms."""
     latency = np.asarray(latency_ms, np.float64)
@@ -170,7 +184,7 @@ def _by_kind(results: Sequence[BenchResult]) -> dict[tuple[object, ...], BenchRe
     for r in results:
         m, q = r.measured, r.request
         asked = (q.target, q.tower, q.provider, q.threads, q.mode)
-        kind = (m.model, m.precision, m.batch, m.bake_preprocessing, m.normalize, r.device.name, *asked)
+        kind = (m.model, m.precision, m.batch, m.bake_preprocessing, m.normalize, r.device.name, r.device.model, *asked)
         if kind in found:
             raise InputError(f"{found[kind].label} and {r.label} are of one kind in the same set; give their result files one by one")
         found[kind] = r

@@ -76,7 +76,7 @@ def run(source: str, out: Path, progress: Callable[[str], None]) -> Demo:
     bench.save(measured, results)
     prediction = try_out(bundles[0], _trial(model.name))
     page = out / "report.html"
-    report.write([*(b.path for b in bundles), results], page, prediction)
+    report.write(report.collect([*(b.path for b in bundles), results]), page, prediction)
     return Demo(bundles, list(measured.results), tuple(measured.skipped), prediction, page)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -92,16 +93,18 @@ def _svg(parts: Sequence[Markup], title: str, height: int = HEIGHT, *, xmlns: bo
 
 def scatter(
     points: Sequence[Point], x_title: str, y_title: str, *, log_x: bool = False, log_y: bool = False,
-    zero_y: bool = True, beside: bool = False,
+    zero_y: bool = True, beside: bool = False, best: Literal["low", "high"] = "low",
 ) -> Markup:  # fmt: skip
-    """Marked points over two axes.
+    """Marked points over two axes, with a line along the Pareto front: the points that no other beats on both.
 
     Labels stand inside the markers, and markers that would cover each other are moved apart a little; or, with `beside`, points stay
-    exactly in place and labels are put around them.
+    exactly in place and labels are put around them. `best` says which end of the second axis is; of the first it is the low one.
     """
     x = Axis([p.x for p in points], LEFT, WIDTH - RIGHT, log=log_x)
     y = Axis([p.y for p in points], HEIGHT - BOTTOM, TOP, log=log_y, zero=zero_y)
     parts = _frame(x, y, x_title, y_title)
+    front = [f"{x(p.x)} {y(p.y)}" for p in pareto(points, best)]
+    parts.append(Markup('<path class="front" d="M{}"/>').format("L".join(front)))
     taken: list[tuple[float, float]] = []
     for p in sorted(points, key=lambda p: (p.x, p.y)):
         px, py = x(p.x), y(p.y)
@@ -118,6 +121,24 @@ def scatter(
     if beside:
         parts += _labels([(x(p.x), y(p.y), p.label) for p in points])
     return _svg(parts, f"{y_title} over {x_title}")
+
+
+def pareto(points: Sequence[Point], best: Literal["low", "high"] = "low") -> list[Point]:
+    """The points that no other beats on both axes, by ascending x."""
+    sign, front = (1 if best == "low" else -1), list[Point]()
+    for p in sorted(points, key=lambda p: (p.x, sign * p.y)):
+        if not front or sign * p.y < sign * front[-1].y:
+            front.append(p)
+    return front
+
+
+def course(windows: Sequence[tuple[float, float]], style: str) -> Markup:
+    """Medians in ms over the seconds at which their windows begin."""
+    x = Axis([s for s, _ in windows] or [0.0], LEFT, WIDTH - RIGHT)
+    y = Axis([ms for _, ms in windows], HEIGHT - BOTTOM, TOP)
+    places = [f"{x(s)} {y(ms)}" for s, ms in windows]
+    parts = [*_frame(x, y, "s", "p50, ms"), Markup('<path class="course {}" d="M{}"/>').format(style, "L".join(places))]
+    return _svg(parts, "p50 over time")
 
 
 def _labels(places: Sequence[tuple[float, float, str]]) -> list[Markup]:

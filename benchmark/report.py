@@ -13,11 +13,13 @@ from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mobileclip import __version__
+from mobileclip.benchmark import plots
 from mobileclip.benchmark.bench import course, read_results
+from mobileclip.benchmark.devices.device import plain
 from mobileclip.benchmark.plots import Point, distribution, nice_step, scatter, tick_text
 from mobileclip.benchmark.protocol import BenchResult
 from mobileclip.errors import InputError
-from mobileclip.export.bundle import MANIFEST, Bundle
+from mobileclip.export.bundle import MANIFEST, TOWERS, Bundle
 from mobileclip.files import write_bytes
 from mobileclip.specs import REGISTRY
 
@@ -55,11 +57,16 @@ class Inputs:
     results: list[BenchResult] = field(default_factory=list)
 
 
-def collect(paths: Sequence[Path]) -> Inputs:
+def collect(paths: Sequence[Path], device: str | None = None, runtime: str | None = None) -> Inputs:
     """Open bundles and results by path.
 
+    Args:
+        paths: Bundles, result files and folders of results.
+        device: Only results of a device with this name or model; case, blanks and signs do not matter.
+        runtime: Only results of this target.
+
     Raises:
-        InputError: A path is neither, or there is none.
+        InputError: A path is neither, there is none, or no result is left.
     """
     if not paths:
         raise InputError("nothing to report on; give bundles, result files or folders of results")
@@ -69,6 +76,15 @@ def collect(paths: Sequence[Path]) -> Inputs:
             found.bundles.append(Bundle.open(path))
         else:
             found.results += read_results(path)
+    if device is None and runtime is None:
+        return found
+    known = [f"{r.device.name}, {r.device.model}, {r.request.target}" for r in found.results]
+    found.results = [
+        r for r in found.results
+        if (device is None or plain(device) in (plain(r.device.name), plain(r.device.model))) and runtime in (None, r.request.target)
+    ]  # fmt: skip
+    if not found.results:
+        raise InputError(f"no result of {device or runtime}; there are: {'; '.join(dict.fromkeys(known)) or 'none'}")
     return found
 
 
@@ -98,6 +114,8 @@ def render(bundles: Sequence[Bundle], results: Sequence[BenchResult], prediction
         bars=_bars(timed),
         distributions=[(r, *distribution(r.samples.latency_ms, f"s-{r.request.target}")) for r in timed],
         scatters=_scatters(timed),
+        sustained=[(i, r, course_plot(r)) for i, r in enumerate(timed, 1) if r.sustained],
+        several_devices=len({r.device for r in timed}) > 1,
         prediction=_prediction(prediction),
         published=[spec for spec in REGISTRY.values() if spec.published],
         published_plot=_published_plot(),
@@ -106,14 +124,12 @@ def render(bundles: Sequence[Bundle], results: Sequence[BenchResult], prediction
     )
 
 
-def write(paths: Sequence[Path], target: Path, prediction: Prediction | None = None) -> None:
+def write(inputs: Inputs, target: Path, prediction: Prediction | None = None) -> None:
     """Make a report from bundles and results and write it.
 
     Raises:
-        InputError: A path is neither a bundle nor a result.
         StorageError: The file cannot be written.
     """
-    inputs = collect(paths)
     write_bytes(target, render(inputs.bundles, inputs.results, prediction).encode())
 
 
@@ -156,22 +172,37 @@ def _bars(results: Sequence[BenchResult]) -> dict[str, Any]:
 
 
 def _scatters(results: Sequence[BenchResult]) -> list[tuple[str, Markup]]:
+    """Size and error over latency of each tower: what a picture costs does not compete with what a text costs."""
+    numbered = list(enumerate(results, 1))
+    return [plot for tower in TOWERS for plot in _scatters_of(tower, [(i, r) for i, r in numbered if r.request.tower == tower])]
+
+
+def _scatters_of(tower: str, results: Sequence[tuple[int, BenchResult]]) -> list[tuple[str, Markup]]:
     if len(results) < 2:
         return []
-    log_x = max(r.summary.p50_ms for r in results) > LOG_SCALE_FROM * min(r.summary.p50_ms for r in results)
+    p50 = [r.summary.p50_ms for _, r in results]
+    log_x = max(p50) > LOG_SCALE_FROM * min(p50)
 
     def points(value: Any) -> list[Point]:
         return [
             Point(r.summary.p50_ms, value(r), str(i), f"s-{r.request.target}", f"{r.label}: p50 {r.summary.p50_ms:.3f} ms, n {r.summary.n}")
-            for i, r in enumerate(results, 1)
+            for i, r in results
             if value(r) is not None
         ]
 
-    plots = [("Latency and size", scatter(points(lambda r: r.measured.size_bytes / 1e6), "p50 latency, ms", "artifact, MB", log_x=log_x))]
+    sizes = points(lambda r: r.measured.size_bytes / 1e6)
+    plots = [(f"{tower.capitalize()} tower: latency and size", scatter(sizes, "p50 latency, ms", "artifact, MB", log_x=log_x))]
     errors = points(lambda r: max(1 - r.parity.cosine_min, FLOAT32_ERROR) if r.parity and r.parity.cosine_min < 1 + 1e-6 else None)
     if any(p.y > FLOAT32_ERROR for p in errors):
-        plots.append(("Latency and error", scatter(errors, "p50 latency, ms", "1 − smallest cosine", log_x=log_x, log_y=True)))
+        plot = scatter(errors, "p50 latency, ms", "1 − smallest cosine", log_x=log_x, log_y=True)
+        plots.append((f"{tower.capitalize()} tower: latency and error", plot))
     return plots
+
+
+def course_plot(r: BenchResult) -> Markup:
+    """How a sustained measurement went on."""
+    assert r.sustained is not None
+    return plots.course([(w.start_s, w.p50_ms) for w in r.sustained.windows], f"s-{r.request.target}")
 
 
 def _published_plot() -> Markup:
@@ -183,7 +214,7 @@ def _published_plot() -> Markup:
             title = f"{spec.name}: {p.image_latency_ms} ms, {p.imagenet_top1_percent} %"
             style = "s-second" if spec.name.startswith("mobileclip2") else "s-first"
             points.append(Point(p.image_latency_ms, p.imagenet_top1_percent, label, style, title))
-    return scatter(points, f"image tower, ms on {PUBLISHED_ON}", "ImageNet top-1, %", log_x=True, zero_y=False, beside=True)
+    return scatter(points, f"image tower, ms on {PUBLISHED_ON}", "ImageNet top-1, %", log_x=True, zero_y=False, beside=True, best="high")
 
 
 def _prediction(prediction: Prediction | None) -> dict[str, Any] | None:

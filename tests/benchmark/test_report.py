@@ -11,8 +11,8 @@ from PIL import Image
 
 from mobileclip.benchmark import report
 from mobileclip.benchmark.bench import bench, save
-from mobileclip.benchmark.plots import Point, scatter
-from mobileclip.benchmark.protocol import BenchRun, DeviceInfo
+from mobileclip.benchmark.plots import Point, pareto, scatter
+from mobileclip.benchmark.protocol import BenchResult, BenchRun, DeviceInfo
 from mobileclip.errors import InputError
 from mobileclip.export.bundle import Bundle
 from mobileclip.specs import REGISTRY
@@ -114,12 +114,12 @@ def test_all_text_is_escaped(run: BenchRun) -> None:
 
 def test_bundles_alone_and_results_alone(tiny_bundle: Path, run: BenchRun, tmp_path: Path) -> None:
     save(run, tmp_path / "results")
-    report.write([tiny_bundle], tmp_path / "a.html")
-    report.write([tmp_path / "results"], tmp_path / "b.html")
+    report.write(report.collect([tiny_bundle]), tmp_path / "a.html")
+    report.write(report.collect([tmp_path / "results"]), tmp_path / "b.html")
     assert "Latency</h2>" not in (tmp_path / "a.html").read_text()
     assert "Verification</h2>" not in (tmp_path / "b.html").read_text()
     with pytest.raises(InputError, match="nothing to report"):
-        report.write([], tmp_path / "c.html")
+        report.collect([])
 
 
 def test_markers_are_moved_apart_only_when_they_collide() -> None:
@@ -149,3 +149,36 @@ def test_emulated_times_are_not_shown(tiny_bundle: Path, run: BenchRun) -> None:
     assert not re.search(r"700[123]\.5", page.text)
     assert "simulated phone" in page.text
     assert "the times say nothing about a device" in page.text
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    places = [(1, 5), (2, 3), (2, 2), (3, 4), (4, 1), (4, 1), (5, 1)]
+    points = [Point(x, y, str(i), "s-onnx", "t") for i, (x, y) in enumerate(places)]
+    assert [(p.x, p.y) for p in pareto(points)] == [(1, 5), (2, 2), (4, 1)]
+    assert [(p.x, p.y) for p in pareto(points, "high")] == [(1, 5)]
+    assert scatter(points, "x", "y").count('class="front"') == 1
+
+
+def on(result: BenchResult, name: str, model: str) -> BenchResult:
+    device = DeviceInfo(name=name, model=model, os="x")
+    return result.model_copy(update={"samples": result.samples.model_copy(update={"device": device})})
+
+
+def test_results_of_many_devices(run: BenchRun, tmp_path: Path) -> None:
+    phones = [on(run.results[0], "Anna's phone", "iPhone13,4"), on(run.results[0], "Google Pixel 8", "Pixel 8")]
+    save(run.model_copy(update={"results": (run.results[0], *phones)}), tmp_path / "all.json")
+    html = report.render([], report.collect([tmp_path / "all.json"]).results)
+    assert Page(html).text.count("Anna's phone: onnxruntime") == 1
+    assert html.count("Google Pixel 8, tiny") == 1
+    for name in ("pixel8", "Google Pixel-8"):
+        assert report.collect([tmp_path / "all.json"], device=name).results == [phones[1]]
+    assert len(report.collect([tmp_path / "all.json"], runtime="onnx").results) == 3
+    with pytest.raises(InputError, match=r"no result of iphone12; there are: host, .*; Anna's phone, iPhone13,4, onnx; Google"):
+        report.collect([tmp_path / "all.json"], device="iphone12")
+
+
+def test_a_sustained_run_is_drawn(tiny_bundle: Path) -> None:
+    found = bench([tiny_bundle], towers=["text"], mode="sustained", seconds=0.05, samples=5).results
+    page = Page(report.render([], found))
+    assert "Sustained" in page.text
+    assert "+0.0 % a minute" in page.text
