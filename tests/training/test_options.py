@@ -196,13 +196,14 @@ def test_threads_checkpointing_and_compiling(plain, shards, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_compiled(shards, tmp_path):
-    """By torch's own compiler: to rounding the losses of the run that is not compiled."""
+    """By torch's own compiler: the first loss of the run that is not compiled, to rounding; Adam's first steps magnify it in the next."""
     logs = []
     for compiled in (False, True):
         config = settings(shards, compile=compiled, schedule={"samples": 12, "warmup_steps": 1})
         train(config, tmp_path / str(compiled), progress=silent)
         logs.append([line["loss"] for line in read_log(tmp_path / str(compiled))])
-    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+    assert logs[1][0] == pytest.approx(logs[0][0], rel=1e-5)
+    assert logs[1] == pytest.approx(logs[0], rel=5e-3)
 
 
 def test_a_compiler_that_is_missing_is_named(shards, tmp_path, monkeypatch):
