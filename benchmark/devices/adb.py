@@ -9,10 +9,10 @@ import importlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from mobileclip.benchmark.devices import tool
 from mobileclip.errors import DeviceError, MissingToolError, StorageError
 
 MIN_VERSION = (1, 0, 39)
@@ -120,14 +120,7 @@ def run(command: Sequence[str], timeout_s: float = COMMAND_SECONDS) -> str:
     """
     what = " ".join(command[3:5] if command[1:2] == ["-s"] else command[1:3])
     serial = command[2] if list(command[1:2]) == ["-s"] else "adb"
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceError(f"{serial}: no answer to adb {what[:60]} within {timeout_s:g} s; unlock it and reconnect its cable") from None
-    except OSError as e:
-        raise DeviceError(f"{command[0]} does not start ({e.strerror}); reinstall the platform tools") from None
+    done = tool.run(command, serial, f"adb {what[:60]}", timeout_s)
     if done.returncode:
         raise error_of(serial, what, done.stderr.strip() or done.stdout.strip(), done.returncode)
     return done.stdout

@@ -33,10 +33,9 @@ class Android(Linked):
 
     targets = ("onnx",)
 
-    def __init__(self, serial: str, properties: dict[str, str] | None = None) -> None:
+    def __init__(self, serial: str) -> None:
         self.adb = adb.Adb(serial)
-        self.key = serial
-        self.properties = self.adb.properties() if properties is None else properties
+        self.key, self.properties = serial, self.adb.properties()
         model = self._property("ro.product.model")
         self.name = names.marketing(model) or f"{self._property('ro.product.manufacturer')} {model}".strip()
         self.aliases = ("android", model, self._property("ro.product.marketname"), self._property("ro.product.device"))
@@ -94,7 +93,6 @@ class AndroidShell(Android):
 
     kind = "android-shell"
     _folder = _launch = ""
-    _links = 0
 
     def lacks(self, artifact: ArtifactInfo) -> str | None:  # noqa: D102 (see Device)
         if artifact.target != "onnx":
@@ -132,11 +130,9 @@ class AndroidShell(Android):
         loaded = f"{self._folder}/{setup.LOADER} --library-path {self._folder}" if (runner / setup.LOADER).exists() else ""
         self._launch = f"LD_LIBRARY_PATH={self._folder} exec {loaded} {self._folder}/runner"
         self.adb.shell(f"chmod 755 {self._folder}/*")
-        self._links = 0
 
-    def link(self, job: Job, timeout_s: float) -> _ShellLink:  # noqa: D102
-        self._links += 1
-        return _ShellLink(self, job, self._folder, self._links - 1, self._launch, timeout_s)
+    def link(self, job: Job, number: int, timeout_s: float) -> _ShellLink:  # noqa: D102
+        return _ShellLink(self, job, self._folder, number, self._launch, timeout_s)
 
 
 class AndroidWeb(Web):

@@ -103,8 +103,8 @@ class Linked(Device):
         """
 
     @abstractmethod
-    def link(self, job: Job, timeout_s: float) -> Link:
-        """Start one measurement.
+    def link(self, job: Job, number: int, timeout_s: float) -> Link:
+        """Start one measurement, the job of that number for which the device has been prepared.
 
         Raises:
             DeviceError: It does not start.
@@ -113,8 +113,8 @@ class Linked(Device):
     def measure(self, jobs: Sequence[Job], seed: int, timeout_s: float, progress: Progress) -> list[Ended]:  # noqa: D102 (see Device)
         with contextlib.ExitStack() as stack:
             links = []
-            for job in jobs:
-                links.append(self.link(job, timeout_s))
+            for number, job in enumerate(jobs):
+                links.append(self.link(job, number, timeout_s))
                 stack.callback(links[-1].close)
             return Rounds(links, self.info(), self.state, random.Random(seed), progress).run()
 

@@ -35,7 +35,7 @@ class Host(Linked):
     def providers(self, artifact: ArtifactInfo) -> tuple[str, ...]:  # noqa: D102
         return COREML_UNITS if artifact.target == "coreml" else (artifact.backend,)
 
-    def link(self, job: Job, timeout_s: float) -> ProcessLink:  # noqa: D102
+    def link(self, job: Job, number: int, timeout_s: float) -> ProcessLink:  # noqa: D102
         threads = str(job.request.threads)
         # -P: nothing in the current folder is imported in place of an installed module.
         command = [sys.executable, "-P", "-m", "mobileclip.benchmark.devices.host_worker"]
@@ -43,23 +43,18 @@ class Host(Linked):
         return ProcessLink(job, str(job.bundle), str(job.inputs), command, timeout_s, environment)
 
     def info(self) -> DeviceInfo:  # noqa: D102
-        return device()
+        return DeviceInfo(
+            name="host",
+            model=_cpu_model(),
+            os=_os_name(),
+            architecture=platform.machine(),
+            logical_cores=os.cpu_count() or 1,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            emulated=sys.platform == "darwin" and _sysctl("sysctl.proc_translated") == "1",  # an Intel Python on Apple silicon
+        )
 
     def state(self, moment: Moment) -> DeviceState:  # noqa: D102
         return DeviceState(moment=moment, load_average_1m=round(os.getloadavg()[0], 2))
-
-
-def device() -> DeviceInfo:
-    """What this machine is."""
-    return DeviceInfo(
-        name="host",
-        model=_cpu_model(),
-        os=_os_name(),
-        architecture=platform.machine(),
-        logical_cores=os.cpu_count() or 1,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        emulated=sys.platform == "darwin" and _sysctl("sysctl.proc_translated") == "1",  # an Intel Python on Apple silicon
-    )
 
 
 def _cpu_model() -> str:

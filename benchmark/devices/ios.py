@@ -6,17 +6,15 @@ Sources: `xcrun devicectl help` and the JSON files that it writes (Xcode 15 and 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobileclip.benchmark.devices import names
+from mobileclip.benchmark.devices import names, tool
 from mobileclip.benchmark.devices.app import AppDevice
 from mobileclip.benchmark.protocol import COREML_UNITS
 from mobileclip.errors import DeviceError, MissingToolError, MobileClipError, StorageError
@@ -43,8 +41,8 @@ class _Apple(AppDevice):
 
     targets = ("coreml",)
 
-    def __init__(self, udid: str, name: str, product: str, system: str) -> None:
-        self.key, self.product, self.system = udid, product, system
+    def __init__(self, udid: str, name: str, product: str) -> None:
+        self.key = udid
         marketing = names.marketing(product)
         self.name = f"{name} ({marketing or product})"
         self.aliases = (name, product, marketing, "iphone" if product.startswith("iPhone") else "ipad", "ios")
@@ -195,19 +193,11 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _run(command: Sequence[str], serial: str, timeout_s: float) -> str:
-    tool = command[1] if command[0] == "xcrun" else command[0]
-    what = " ".join(command[2:5] if command[0] == "xcrun" else command[1:3])
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
-            env=os.environ | {"NO_COLOR": "1"},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise DeviceError(f"{serial}: no answer to {tool} {what} within {timeout_s:g} s; unlock it and reconnect its cable") from None
-    except OSError as e:
-        raise DeviceError(f"{command[0]} does not start ({e.strerror}); install it again") from None
+    program, *words = command[1:] if command[0] == "xcrun" else command
+    what = " ".join((program, *words[:2]))
+    done = tool.run(command, serial, what, timeout_s)
     if done.returncode:
-        raise _error(serial, done.stderr.strip() or done.stdout.strip() or f"{tool} {what} failed with exit code {done.returncode}")
+        raise _error(serial, done.stderr.strip() or done.stdout.strip() or f"{what} failed with exit code {done.returncode}")
     return done.stdout
 
 
@@ -241,10 +231,10 @@ def look() -> tuple[list[_Apple], list[str]]:
     """
     found: list[_Apple] = []
     reasons: list[str] = []
-    ways = [look for tool, look in (("xcrun", _by_devicectl), ("pymobiledevice3", _by_pymobiledevice3)) if shutil.which(tool)]
+    ways = [look for program, look in (("xcrun", _by_devicectl), ("pymobiledevice3", _by_pymobiledevice3)) if shutil.which(program)]
     if not ways:
-        tool = "Xcode 15 or later" if sys.platform == "darwin" else "pymobiledevice3 (pip install pymobiledevice3)"
-        raise MissingToolError(f"iPhone: no tool to reach one; install {tool}")
+        wanted = "Xcode 15 or later" if sys.platform == "darwin" else "pymobiledevice3 (pip install pymobiledevice3)"
+        raise MissingToolError(f"iPhone: no tool to reach one; install {wanted}")
     for way in ways:
         try:
             devices, seen = way()
@@ -272,7 +262,7 @@ def _by_devicectl() -> tuple[list[_Apple], list[str]]:
         elif device.get("developerModeStatus") == "disabled":
             reasons.append(f"iPhone {udid} ({name}) is not in Developer Mode: switch it on in Settings, Privacy & Security")
         else:
-            found.append(Devicectl(udid, name, str(hardware.get("productType")), f"iOS {device.get('osVersionNumber')}"))
+            found.append(Devicectl(udid, name, str(hardware.get("productType"))))
     return found, reasons
 
 
@@ -282,5 +272,5 @@ def _by_pymobiledevice3() -> tuple[list[_Apple], list[str]]:
     for told in listed:
         if isinstance(told, dict) and isinstance(udid := told.get("UniqueDeviceID") or told.get("Identifier"), str):
             name, product = str(told.get("DeviceName")), str(told.get("ProductType"))
-            found.append(PyMobileDevice(udid, name, product, f"iOS {told.get('ProductVersion')}"))
+            found.append(PyMobileDevice(udid, name, product))
     return list({d.key: d for d in found}.values()), []

@@ -82,8 +82,8 @@ class Link(ABC):
         """Where the device finds them."""
 
     @abstractmethod
-    def answer(self, command: str) -> str:
-        """Send one command, one line of JSON; its answer.
+    def answer(self, command: Mapping[str, Any]) -> str:
+        """Send one command; its answer, one line of JSON.
 
         Raises:
             DeviceError: It crashed, hung or is gone.
@@ -104,7 +104,7 @@ class Link(ABC):
             MobileClipError: What the device reported, under its own class.
             DeviceError: It crashed, hung or answered nonsense.
         """
-        line = self.answer(json.dumps({"do": do, **values}))
+        line = self.answer({"do": do, **values})
         try:
             answer = json.loads(line)
             if not isinstance(answer, dict):
@@ -146,10 +146,10 @@ class ProcessLink(Link):
             self._answers.put(line)
         self._answers.put("")
 
-    def answer(self, command: str) -> str:  # noqa: D102 (as above)
-        do = json.loads(command)["do"]
+    def answer(self, command: Mapping[str, Any]) -> str:  # noqa: D102 (as above)
+        do = command["do"]
         with contextlib.suppress(BrokenPipeError):  # dead already: the missing answer tells
-            self._stdin.write(command + "\n")
+            self._stdin.write(json.dumps(command) + "\n")
             self._stdin.flush()
         try:
             line = self._answers.get(timeout=self._timeout_s)

@@ -124,7 +124,7 @@ class Page:
         """Whether a command is not answered yet."""
         return bool(self._command)
 
-    def ask(self, measurement: int | None, command: str, timeout_s: float) -> str:
+    def ask(self, measurement: int | None, command: Mapping[str, Any], timeout_s: float) -> str:
         """Send a command to a measurement, or to the page itself, and wait for the answer.
 
         Raises:
@@ -133,7 +133,7 @@ class Page:
         until = time.monotonic() + timeout_s
         with self._changed:
             self._number += 1
-            asked = {"number": self._number, "measurement": measurement, "command": json.loads(command)}
+            asked = {"number": self._number, "measurement": measurement, "command": command}
             self._command = json.dumps(asked).encode()
             self._changed.notify_all()
             while not self._changed.wait_for(lambda: self.lost or not self._command, 0.5):
@@ -319,7 +319,7 @@ class WebLink(Link):
         super().__init__(job, f"files/{number}/", f"files/{number}/inputs")
         self._page, self._number, self._timeout_s = page, number, timeout_s
 
-    def answer(self, command: str) -> str:  # noqa: D102 (see Link)
+    def answer(self, command: Mapping[str, Any]) -> str:  # noqa: D102 (see Link)
         try:
             return self._page.ask(self._number, command, self._timeout_s)
         except DeviceError as e:
@@ -328,7 +328,7 @@ class WebLink(Link):
     def close(self) -> None:  # noqa: D102
         if not (self._page.lost or self._page.busy):  # one in the middle of a run would be waited for
             with contextlib.suppress(DeviceError):
-                self._page.ask(self._number, json.dumps({"do": "close"}), 5)
+                self._page.ask(self._number, {"do": "close"}, 5)
 
 
 class Web(Linked):
@@ -344,7 +344,6 @@ class Web(Linked):
     lan = False
     show: Callable[[str], None] | None = None
     _page: Page | None = None
-    _links = 0
 
     def lacks(self, artifact: ArtifactInfo) -> str | None:  # noqa: D102 (see Device)
         if artifact.target != "onnx":
@@ -365,7 +364,7 @@ class Web(Linked):
         thread.start()
         try:
             with self.reachable(server.server_address[1], f"/{page.token}/", progress):
-                self._page, self._links = page, 0
+                self._page = page
                 if not page.opened.wait(OPEN_SECONDS):
                     raise DeviceError(f"no browser opened the page within {OPEN_SECONDS / 60:g} minutes")
                 progress("the page was opened")
@@ -382,10 +381,9 @@ class Web(Linked):
         (self.show or (lambda a: progress(f"open {a}")))(address)
         yield
 
-    def link(self, job: Job, timeout_s: float) -> WebLink:  # noqa: D102
+    def link(self, job: Job, number: int, timeout_s: float) -> WebLink:  # noqa: D102
         assert self._page is not None
-        self._links += 1
-        return WebLink(job, self._page, self._links - 1, timeout_s)
+        return WebLink(job, self._page, number, timeout_s)
 
     def info(self) -> DeviceInfo:  # noqa: D102
         told = self._ask_page("info")
@@ -416,7 +414,7 @@ class Web(Linked):
     def _ask_page(self, do: str, **values: Any) -> dict[str, Any]:
         assert self._page is not None
         try:
-            told = json.loads(self._page.ask(None, json.dumps({"do": do, **values}), 20))
+            told = json.loads(self._page.ask(None, {"do": do, **values}, 20))
         except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict):

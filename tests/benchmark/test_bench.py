@@ -224,7 +224,7 @@ def worker(bundle: Path, script: str, timeout_s: float = 20) -> ProcessLink:
 )
 def test_a_bad_worker_is_named_and_the_others_go_on(tiny_bundle: Path, inputs: Path, script: str, timeout_s: float, message: str) -> None:
     small = request(min_samples=5, min_seconds=0, warmup_runs=1)
-    workers = [worker(tiny_bundle, script, timeout_s), Host().link(Job(small, tiny_bundle, inputs), 60)]
+    workers = [worker(tiny_bundle, script, timeout_s), Host().link(Job(small, tiny_bundle, inputs), 1, 60)]
     try:
         bad, good = Rounds(workers, Host().info(), Host().state, random.Random(0), lambda _: None).run()
     finally:

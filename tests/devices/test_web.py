@@ -253,8 +253,8 @@ def test_commands_go_out_and_answers_come_back(served):
 
     thread = threading.Thread(target=browser)
     thread.start()
-    assert page.ask(0, '{"do": "load"}', 20) == "{}"
-    assert page.ask(None, '{"do": "info"}', 20) == '{"a": 1}'
+    assert page.ask(0, {"do": "load"}, 20) == "{}"
+    assert page.ask(None, {"do": "info"}, 20) == '{"a": 1}'
     thread.join()
 
 
@@ -263,15 +263,15 @@ def test_no_answer(monkeypatch):
     page.take()
     for _ in range(2):  # it does one thing after the other
         with pytest.raises(DeviceError, match=r"no answer within 0\.3 s"):
-            page.ask(0, "{}", 0.3)
+            page.ask(0, {}, 0.3)
     page = web.Page({}, {})
     page.take()
     monkeypatch.setattr(web, "LOST_SECONDS", 0.4)
     with pytest.raises(DeviceError, match="has not been heard of"):
-        page.ask(0, "{}", 20)
+        page.ask(0, {}, 20)
     begin = time.monotonic()
     with pytest.raises(DeviceError, match="has not been heard of"):
-        page.ask(0, "{}", 20)
+        page.ask(0, {}, 20)
     assert time.monotonic() - begin < 1, "a page that is gone is not waited for again"
 
 
