@@ -8,9 +8,10 @@ import random
 import re
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,7 @@ def bench(
     seconds: float | None = None,
     samples: int | None = None,
     warmup_runs: int = MIN_WARMUP_RUNS,
+    per_op: bool = False,
     seed: int = 0,
     timeout_s: float = TIMEOUT_S,
     progress: Progress = lambda _: None,
@@ -100,6 +102,7 @@ def bench(
         seconds: Least time of timed runs of each measurement; default: the mode's.
         samples: Least number of timed runs of each measurement; default: the mode's.
         warmup_runs: Untimed runs before.
+        per_op: Also tell what each operator costs, where the runtime does.
         seed: Of the order of turns and of the choice of outputs to check.
         timeout_s: For one answer of the device.
         progress: Told what is being done.
@@ -113,52 +116,68 @@ def bench(
         DeviceError: The device is gone.
     """
     device = device or Host()
-    if mode not in MODES:
-        raise did_you_mean("mode", mode, MODES)
-    limits = MODES[mode]
-    seconds, samples = limits.seconds if seconds is None else seconds, limits.samples if samples is None else samples
-    if threads < 1 or samples < 1 or not 0 <= seconds < float("inf") or warmup_runs < 0:
-        raise InputError("threads and samples must be 1 or more, seconds and warm-up runs 0 or more")
-    if seconds > limits.max_seconds:
-        raise InputError(f"mode {mode} lasts {limits.max_seconds:g} s at most")
+    seconds, samples = _minima(mode, seconds, samples)
+    if threads < 1 or warmup_runs < 0:
+        raise InputError("threads must be 1 or more, warm-up runs 0 or more")
     for name in runtimes:
         if name not in TARGETS:
             raise did_you_mean("runtime", name, TARGETS)
     bundles = bundles or [_default_bundle(Path(), runtimes, device, progress)]
     opened = [Bundle.open(path) for path in dict.fromkeys(path.resolve() for path in bundles)]
-    names = _names([bundle.path for bundle in opened])
     chosen, skipped = _choose(opened, device, runtimes, towers)
-    keep, started = _keep(seed), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    asked = {
+        "threads": threads, "mode": mode, "warmup_runs": warmup_runs, "min_samples": samples, "min_seconds": seconds, "per_op": per_op,
+        "keep": _keep(seed), "keep_of": KEEP_OF,
+    }  # fmt: skip
+    started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     with tempfile.TemporaryDirectory(prefix="mobileclip-bench-") as scratch:
-        prepared: dict[str, tuple[Path, int]] = {}
-        jobs = []
-        for bundle, artifact in chosen:
-            progress(f"preparing the inputs of {names[bundle.path]} {artifact.tower}")
-            inputs, rows = _inputs(bundle, artifact.tower, Path(scratch), prepared)
-            request = BenchRequest(
-                bundle=names[bundle.path],
-                target=artifact.target,
-                tower=artifact.tower,
-                artifact=artifact.path,
-                input=artifact.input,
-                output=artifact.output,
-                inputs=inputs.name,
-                rows=rows,
-                provider=_provider(provider, device, artifact),
-                threads=threads,
-                mode=mode,
-                warmup_runs=warmup_runs,
-                min_samples=samples,
-                min_seconds=seconds,
-                keep=keep,
-                keep_of=KEEP_OF,
-            )
-            jobs.append(Job(request, bundle.path, inputs))
+        jobs = list(_jobs(chosen, device, provider, asked, Path(scratch), progress))
         with device.prepared(jobs, progress):
             ended = device.measure(jobs, seed, timeout_s, progress)
             results, failures = _results(chosen, jobs, ended, started)
             device.finished(results)
     return BenchRun(results=tuple(results), failures=tuple(failures), skipped=tuple(skipped))
+
+
+def _minima(mode: Mode, seconds: float | None, samples: int | None) -> tuple[float, int]:
+    """Least time and number of timed runs, the mode's where none is given."""
+    if mode not in MODES:
+        raise did_you_mean("mode", mode, MODES)
+    limits = MODES[mode]
+    seconds, samples = limits.seconds if seconds is None else seconds, limits.samples if samples is None else samples
+    if samples < 1 or not 0 <= seconds < float("inf"):
+        raise InputError("samples must be 1 or more, seconds 0 or more")
+    if seconds > limits.max_seconds:
+        raise InputError(f"mode {mode} lasts {limits.max_seconds:g} s at most")
+    return seconds, samples
+
+
+def _jobs(
+    chosen: Sequence[tuple[Bundle, ArtifactInfo]],
+    device: Device,
+    provider: str | None,
+    asked: Mapping[str, Any],
+    scratch: Path,
+    progress: Progress,
+) -> Iterator[Job]:
+    """The requests, and the inputs of each as a file."""
+    names, prepared = _names(list(dict.fromkeys(bundle.path for bundle, _ in chosen))), dict[str, tuple[Path, int]]()
+    for bundle, artifact in chosen:
+        progress(f"preparing the inputs of {names[bundle.path]} {artifact.tower}")
+        inputs, rows = _inputs(bundle, artifact.tower, scratch, prepared)
+        request = BenchRequest(
+            bundle=names[bundle.path],
+            target=artifact.target,
+            tower=artifact.tower,
+            artifact=artifact.path,
+            input=artifact.input,
+            output=artifact.output,
+            inputs=inputs.name,
+            rows=rows,
+            provider=_provider(provider, device, artifact),
+            **asked,
+        )
+        yield Job(request, bundle.path, inputs)
 
 
 def _results(

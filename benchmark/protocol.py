@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mobileclip.export.bundle import FileEntry, Precision, Sha256, Target, TensorInfo, Tower
 
@@ -23,15 +23,15 @@ MIN_WARMUP_RUNS = 10
 UNSTABLE_CV_PERCENT = 5.0
 PARITY_SHARE = 0.05
 """Share of the timed outputs that are kept and compared with the model's own."""
+PROFILED_RUNS = 10
 PARITY_BAR: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
-
-COREML_UNITS = ("all", "cpuAndNeuralEngine", "cpuAndGPU", "cpuOnly")
-"""What CoreML may choose from."""
 
 Mode = Literal["burst", "sustained", "mlperf"]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 NotNegative = Annotated[float, Field(ge=0, le=1e12)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Told = Annotated[str, Field(max_length=2000), AfterValidator(lambda text: "".join(c if c.isprintable() else " " for c in text))]
+"""A device's words: they go to terminals and pages, so that whatever is no letter, sign or blank becomes a blank."""
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
 """Apple's four states. Android's NONE is nominal, LIGHT and MODERATE are fair, SEVERE is serious, the rest critical."""
 
@@ -86,6 +86,8 @@ class BenchRequest(_Strict):
     keep: tuple[int, ...] = Field(min_length=1)
     """Of each group of `keep_of` timed runs, which output is kept: of group g that of run `keep[g % len(keep)]`."""
     keep_of: int = Field(ge=1)
+    per_op: bool = False
+    """Whether the result shall say what each operator costs, see `OperatorRuns`."""
 
     @model_validator(mode="after")
     def _keeps_within_the_group(self) -> BenchRequest:
@@ -132,13 +134,13 @@ class KeptOutput(_Strict):
 class DeviceInfo(_Strict):
     """The machine that ran it. Empty or None is what it does not tell."""
 
-    name: str
+    name: Told
     """`host`, or what its owner calls it."""
-    model: str
+    model: Told
     """`iPhone13,4`, `Pixel 8`, or the processor of a computer."""
-    soc: str = ""
-    os: str
-    architecture: str = ""
+    soc: Told = ""
+    os: Told
+    architecture: Told = ""
     logical_cores: int | None = None
     memory_bytes: Bytes | None = None
     emulated: bool = False
@@ -161,18 +163,33 @@ class DeviceState(_Strict):
     """Of computers: far above 0 means that something else was running."""
 
 
+class OperatorRuns(_Strict):
+    """What one operator of an artifact costs, from `PROFILED_RUNS` runs after the timed ones: looking costs time."""
+
+    name: Told
+    kind: Told
+    where: Told
+    """The provider, delegate or compute unit that runs it."""
+    ms: tuple[NotNegative, ...] = ()
+    """One a run; empty where the runtime only estimates."""
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of the whole, as the runtime estimates it."""
+
+
 class DeviceSamples(_Strict):
     """What a device gives back for one request: times by a monotonic clock in the order in which they were taken, nothing computed."""
 
     schema_version: Literal[3] = SCHEMA_VERSION
-    engine: str
+    engine: Told
     """What ran the artifact, with version."""
-    provider: str
+    provider: Told
     """What it was loaded for; `placement` has what ran where."""
     device: DeviceInfo
     states: tuple[DeviceState, ...]
-    placement: dict[str, Annotated[int, Field(ge=0)]] = {}
+    placement: dict[Told, Annotated[int, Field(ge=0)]] = {}
     """How many operators each provider, delegate or compute unit runs; empty where the runtime does not tell."""
+    operators: tuple[OperatorRuns, ...] = ()
+    """In the order in which they run; empty unless `per_op` was asked for."""
     load_ms: NotNegative
     """From the files to a session that can run, compiling included; the first time in this process."""
     warm_load_ms: NotNegative | None = None
@@ -190,7 +207,7 @@ class DeviceSamples(_Strict):
     baseline_memory_bytes: Bytes | None = None
     """Peak memory before the load: the process itself with its inputs."""
     peak_memory_bytes: Bytes | None = None
-    ended_early: str = ""
+    ended_early: Told = ""
     """The error that ended it half way."""
     kept: tuple[KeptOutput, ...]
 
@@ -241,13 +258,15 @@ class BenchAnswer(_Strict):
 
     schema_version: Literal[3] = SCHEMA_VERSION
     samples: DeviceSamples | None
-    error: str | None
+    error: Told | None
     """What went wrong, in one line."""
 
     @model_validator(mode="after")
     def _something(self) -> BenchAnswer:
         if self.samples is None and self.error is None:
             raise ValueError("neither samples nor an error")
+        if self.samples is not None and bool(self.samples.ended_early) != (self.error is not None):
+            raise ValueError("samples say in ended_early what error there was, and only then")
         return self
 
 

@@ -101,9 +101,10 @@ def sustained(latency_ms: Sequence[float], start_ms: Sequence[float]) -> Sustain
     whole = (end - start[0]) // (1e3 * WINDOW_S)
     if whole:  # the few samples of a rest would weigh as much as a window
         latency, number = latency[number < whole], number[number < whole]
+    numbers, firsts = np.unique(number, return_index=True)
     windows = [
-        Window(start_s=float(k * WINDOW_S), n=int((number == k).sum()), p50_ms=round(float(np.median(latency[number == k])), 4))
-        for k in np.unique(number)
+        Window(start_s=float(k * WINDOW_S), n=len(part), p50_ms=round(float(np.median(part)), 4))
+        for k, part in zip(numbers, np.split(latency, firsts[1:]), strict=True)
     ]
     slope = 0.0
     if len(windows) > 1:

@@ -50,6 +50,12 @@ class AndroidApp(AppDevice):
     def check_app(self) -> None:  # noqa: D102
         if f":{self.app}/" not in self._adb.shell("pm list instrumentation"):
             raise DeviceError(f"{self.key}: has no app {self.app}; install the benchmark app, see android_app/, or give it with --app")
+        self._earlier_exits = set(self._exits())
+
+    def _exits(self) -> list[tuple[str, str]]:
+        """When the app has ended, and why; the last time first."""
+        told = self._adb.shell(f"dumpsys activity exit-info {self.app}")
+        return re.findall(r"timestamp=(.*?) pid=.*?reason=\d+ \(([^)]+)\)", told, re.DOTALL)
 
     def put(self, folder: Path) -> None:  # noqa: D102
         try:
@@ -73,11 +79,10 @@ class AndroidApp(AppDevice):
     def why_it_ended(self, code: int, lines: Sequence[str]) -> str:  # noqa: D102
         said = "\n".join(lines)
         try:
-            exits = self._adb.shell(f"dumpsys activity exit-info {self.app}")
+            exits = [reason for when, reason in self._exits() if (when, reason) not in self._earlier_exits]
         except MobileClipError as e:
             return str(e).removeprefix(f"{self.key}: ")
-        reason = re.search(r"reason=\d+ \(([^)]+)\)", exits)
-        if reason and "LOW" in reason[1].upper():
+        if exits and "LOW" in exits[0].upper():
             return "the app was killed, out of memory; give fewer or smaller models"
         if found := re.search(r"(?:longMsg|shortMsg)=(.*)", said):
             return f"the app crashed ({found[1][:160]})"

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from mobileclip.benchmark.devices.device import Linked
 from mobileclip.benchmark.devices.rounds import Job, Moment, ProcessLink
-from mobileclip.benchmark.protocol import COREML_UNITS, DeviceInfo, DeviceState
+from mobileclip.benchmark.protocol import DeviceInfo, DeviceState
 from mobileclip.export.bundle import TARGETS, ArtifactInfo
 from mobileclip.export.runtimes import PACKAGES
+from mobileclip.export.runtimes.coreml import UNITS
 
 
 class Host(Linked):
@@ -33,7 +34,7 @@ class Host(Linked):
         return None
 
     def providers(self, artifact: ArtifactInfo) -> tuple[str, ...]:  # noqa: D102
-        return COREML_UNITS if artifact.target == "coreml" else (artifact.backend,)
+        return tuple(UNITS) if artifact.target == "coreml" else (artifact.backend,)
 
     def link(self, job: Job, number: int, timeout_s: float) -> ProcessLink:  # noqa: D102
         threads = str(job.request.threads)

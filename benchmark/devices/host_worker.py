@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +60,7 @@ class Measurement:
         from mobileclip.export.runtimes import load
 
         start = time.perf_counter_ns()
-        self._session = load(self._bundle, self.request.target, self.request.tower, self.request.threads)
+        self._session = load(self._bundle, self.request.target, self.request.tower, self.request.threads, self.request.provider)
         return _ms(time.perf_counter_ns() - start)
 
     def load_again(self) -> float:
@@ -67,6 +68,32 @@ class Measurement:
         del self._session
         gc.collect()
         return self._load()
+
+    def profile(self, runs: int) -> dict[str, Any]:
+        """What each operator costs, in place of the loaded tower; see `mobileclip.benchmark.operators`."""
+        from mobileclip.benchmark import operators
+
+        artifact = self._bundle.artifact(self.request.target, self.request.tower)
+        path, batches = self._bundle.path / artifact.path, [self._batches[i % len(self._batches)] for i in range(runs)]
+        match self.request.target:
+            case "onnx":
+                from mobileclip.export.runtimes.onnx import cpu_session
+
+                del self._session
+                with tempfile.TemporaryDirectory() as folder:
+                    session = cpu_session(path, self.request.threads, Path(folder) / "profile")
+                    for batch in batches:
+                        session.run(None, {artifact.input.name: batch})
+                    return {"onnx_profile": Path(session.end_profiling()).read_text()}
+            case "executorch":
+                del self._session
+                found = operators.of_executorch(path, artifact, batches)
+            case "coreml":
+                from mobileclip.export.runtimes.coreml import CoreMLSession
+
+                assert isinstance(self._session, CoreMLSession)
+                found = operators.of_coreml(self._session.compiled, self._session.units)
+        return {"operators": [operator.model_dump() for operator in found]}
 
     def _run(self) -> tuple[float, int, Any]:
         """One run on the next input: latency in ms, index of the batch, output."""
@@ -162,6 +189,8 @@ def _answer(command: dict[str, Any], state: list[Measurement]) -> dict[str, Any]
             return state[0].block(command["seconds"], command["samples"])
         case "finish":
             return {"peak_memory_bytes": peak_rss_bytes(), "warm_load_ms": state[0].load_again()}
+        case "profile":
+            return state[0].profile(command["runs"])
         case other:
             raise ValueError(f"unknown command {other!r}")
 

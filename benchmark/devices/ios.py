@@ -5,6 +5,7 @@ Sources: `xcrun devicectl help` and the JSON files that it writes (Xcode 15 and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mobileclip.benchmark.devices import names, tool
-from mobileclip.benchmark.devices.app import AppDevice
-from mobileclip.benchmark.protocol import COREML_UNITS
+from mobileclip.benchmark.devices.app import MAX_ANSWER_BYTES, AppDevice
 from mobileclip.errors import DeviceError, MissingToolError, MobileClipError, StorageError
 from mobileclip.export.bundle import ArtifactInfo
+from mobileclip.export.runtimes.coreml import UNITS
 
 LIST_SECONDS, COMMAND_SECONDS, COPY_SECONDS, INSTALL_SECONDS = 30.0, 60.0, 900.0, 600.0
 _ADVICE = (
@@ -53,7 +54,7 @@ class _Apple(AppDevice):
         return None
 
     def providers(self, artifact: ArtifactInfo) -> tuple[str, ...]:
-        return COREML_UNITS if artifact.target == "coreml" or artifact.backend == "coreml" else (artifact.backend,)
+        return tuple(UNITS) if artifact.target == "coreml" or artifact.backend == "coreml" else (artifact.backend,)
 
     def why_it_ended(self, code: int, lines: Sequence[str]) -> str:
         said = "\n".join(lines)
@@ -99,7 +100,7 @@ class Devicectl(_Apple):
                 if re.search(r"no such file|does not exist|not found", str(e), re.IGNORECASE):
                     return None
                 raise
-            return target.read_bytes() if target.is_file() else None
+            return _start(target)
 
     def remove(self, name: str) -> None:
         """Tell the app to remove a folder: devicectl has no way to do so."""
@@ -139,14 +140,26 @@ class PyMobileDevice(_Apple):
                 if re.search(r"OBJECT_NOT_FOUND|no such file|not found", str(e), re.IGNORECASE):
                     return None
                 raise
-            return target.read_bytes() if target.is_file() else None
+            return _start(target)
 
     def remove(self, name: str) -> None:  # noqa: D102
+        with contextlib.suppress(MobileClipError):  # the files go even if it cannot be stopped
+            pid = self._tool("developer", "dvt", "process-id-for-bundle-id", self.app).strip()
+            if re.fullmatch(r"[1-9]\d{0,9}", pid):  # 0: it does not run
+                self._tool("developer", "dvt", "kill", pid)
         self._tool("apps", "rm", self.app, f"Documents/{name}")
 
     def command(self, plan: str) -> list[str]:  # noqa: D102
         words = f"{self.app} --mobileclip-bench Documents/{plan}"
         return ["pymobiledevice3", "developer", "dvt", "launch", words, "--kill-existing", "--stream", "--udid", self.key]
+
+
+def _start(file: Path) -> bytes | None:
+    """As much of an answer as can be used; None if there is none."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as f:
+        return f.read(MAX_ANSWER_BYTES + 1)
 
 
 def devicectl(*words: str, serial: str = "devicectl", timeout_s: float = COMMAND_SECONDS) -> dict[str, Any]:

@@ -11,6 +11,7 @@ input and output, on a web page they come over HTTP:
     {"do": "warm_up"}                        -> {"warmup_ms": [...]}
     {"do": "block", "seconds", "samples"}    -> {"latency_ms": [...], "start_ms": [...], "wait_ms": [...], "kept": [KeptOutput, ...]}
     {"do": "finish"}                         -> {"peak_memory_bytes", "warm_load_ms"}
+    {"do": "profile", "runs"}                -> {"onnx_profile": TEXT} or {"operators": [OperatorRuns, ...]}
     anything that fails                      -> {"error": CLASS, "exit_code", "message"}
 """
 
@@ -34,7 +35,8 @@ from typing import IO, Any, Literal
 from pydantic import ValidationError
 
 from mobileclip import errors
-from mobileclip.benchmark.protocol import BenchRequest, DeviceInfo, DeviceSamples, DeviceState
+from mobileclip.benchmark import operators
+from mobileclip.benchmark.protocol import PROFILED_RUNS, BenchRequest, DeviceInfo, DeviceSamples, DeviceState
 from mobileclip.errors import DeviceError, MobileClipError, one_line
 
 BLOCK_SECONDS, BLOCK_SAMPLES = 0.5, 4
@@ -293,7 +295,19 @@ class Rounds:
         if collected.share(request) < 1:
             return None
         self._look(collected, "after")
-        return self._samples(collected, **_part(link.ask("finish"), _FINISHED))
+        finished = _part(link.ask("finish"), _FINISHED)
+        return self._samples(collected, **finished, **self._operators(link))
+
+    def _operators(self, link: Link) -> dict[str, Any]:
+        """Where the operators run, and what each costs if that was asked for. Nothing depends on it."""
+        per_op = link.job.request.per_op
+        try:
+            found = operators.of_answer(link.ask("profile", runs=PROFILED_RUNS if per_op else 1))
+        except (MobileClipError, KeyError, TypeError, ValueError) as e:
+            if per_op:
+                self._progress(f"{link.job.request.label}: the operators' costs are not known ({one_line(e)})")
+            return {}
+        return {"placement": operators.placement(found), "operators": found if per_op else ()}
 
     def _look(self, collected: _Collected, moment: Moment) -> None:
         collected.states.append(self._state(moment))

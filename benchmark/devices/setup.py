@@ -20,7 +20,7 @@ from pathlib import Path
 from mobileclip.benchmark.devices.rounds import Progress
 from mobileclip.data.packages import Package, members, obtain
 from mobileclip.errors import InputError, MissingToolError, StorageError
-from mobileclip.files import STAGING_PREFIX, cache_folder, locked, remove_tree, writing
+from mobileclip.files import STAGING_PREFIX, cache_folder, locked, remove_stale, remove_tree, writing
 
 WEB = Package(
     "npm", "onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71", "MIT", "Microsoft Corporation"
@@ -43,6 +43,7 @@ _C_LIBRARIES = (
     LOADER, "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libstdc++.so.6", "libgcc_s.so.1",
 )  # fmt: skip
 _SOURCES = ("runner.c", "json.c", "json.h")
+_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wl,--allow-shlib-undefined")
 _MADE = "made.sha256"
 
 
@@ -68,7 +69,8 @@ def android_runner(progress: Progress) -> Path:
     """
     sources = {name: (files("mobileclip.benchmark.devices") / "runner" / name).read_bytes() for name in _SOURCES}
     compiler, clang = _compiler()
-    made = hashlib.sha256(b"\0".join((*sources.values(), compiler.encode(), _LINUX.sha256.encode(), _MOBILE.sha256.encode()))).hexdigest()
+    about = " ".join((compiler, _version(compiler), *_FLAGS, _LINUX.sha256, _MOBILE.sha256))
+    made = hashlib.sha256(b"\0".join((*sources.values(), about.encode()))).hexdigest()
     folder = cache_folder() / "android-runner"
     if _is_made(folder, made):  # without the lock: a cache that is read-only has none
         return folder
@@ -78,6 +80,7 @@ def android_runner(progress: Progress) -> Path:
             if _is_made(folder, made):
                 return folder
             progress(f"compiling the runner with {Path(compiler).name}")
+            remove_stale(folder.parent)
             with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder.parent) as staging:
                 new = Path(staging) / folder.name
                 _make(compiler, sources, new, bionic=clang, progress=progress)
@@ -105,6 +108,11 @@ def _compiler() -> tuple[str, bool]:
     )
 
 
+def _version(compiler: str) -> str:
+    asked = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    return asked.stdout.partition("\n")[0]
+
+
 def _make(compiler: str, sources: Mapping[str, bytes], folder: Path, *, bionic: bool, progress: Progress) -> None:
     packages = cache_folder() / "packages"
     build = folder / "build"
@@ -128,8 +136,7 @@ def _make(compiler: str, sources: Mapping[str, bytes], folder: Path, *, bionic: 
         for name in _C_LIBRARIES:
             shutil.copy(_c_library(compiler, name), folder / name)
     command = [
-        compiler, "-std=c11", "-O2", "-Wall", "-Wextra", *(str(build / n) for n in sources if n.endswith(".c")),
-        "-o", str(folder / "runner"), str(library), "-lm", "-Wl,--allow-shlib-undefined",
+        compiler, *_FLAGS, *(str(build / n) for n in sources if n.endswith(".c")), "-o", str(folder / "runner"), str(library), "-lm",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:

@@ -17,6 +17,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -43,7 +44,8 @@ LOST_SECONDS = 30.0
 SLOW_SECONDS = 20.0
 """How long a client may take for each part of a request."""
 MAX_BODY_BYTES = 64 << 20
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 64, 24
+"""At the same time, of all addresses and of one: nobody keeps the others out. A browser has six, its workers have some more."""
 REQUESTS_PER_SECOND = 100
 """Of an address, for what is not below the secret path."""
 
@@ -272,8 +274,8 @@ class _Server(ThreadingHTTPServer):
         own_port = self.server_address[1]
         names = ("127.0.0.1", "localhost", *((lan_address(),) if address != "127.0.0.1" else ()))
         self.hosts = {f"{name}:{own_port}" for name in names}
-        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._asked: dict[str, tuple[int, int]] = {}
+        self._connected: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def may_ask(self, address: str) -> bool:
@@ -287,7 +289,11 @@ class _Server(ThreadingHTTPServer):
             return self._asked[address][1] <= REQUESTS_PER_SECOND
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
+        with self._lock:
+            full = self._connected.total() >= MAX_CONNECTIONS or self._connected[client_address[0]] >= MAX_CONNECTIONS_OF_ONE
+            if not full:
+                self._connected[client_address[0]] += 1
+        if full:
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
@@ -296,7 +302,9 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            with self._lock:
+                self._connected[client_address[0]] -= 1
+                self._connected += Counter()  # without those that are gone
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away or was too slow is no news."""

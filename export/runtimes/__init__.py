@@ -28,21 +28,28 @@ class Session(Protocol):
         ...
 
 
-def load(bundle: Bundle, target: Target, tower: Tower, threads: int = 1) -> Session:
+def load(bundle: Bundle, target: Target, tower: Tower, threads: int = 1, provider: str = "") -> Session:
     """Load a tower in its runtime: ONNX Runtime, the ExecuTorch runtime, CoreML (on a Mac) or the ML program interpreter (elsewhere).
+
+    Args:
+        bundle: Holds it.
+        target: Its format.
+        tower: Which.
+        threads: Of the CPU.
+        provider: The compute units that CoreML may use, see `coreml.UNITS`; the other runtimes have one choice here.
 
     Raises:
         InputError: The bundle has no such artifact.
         MissingToolError: The runtime's package is not installed.
         BundleError: The runtime refuses the artifact.
     """
-    return load_artifact(bundle.path, bundle.artifact(target, tower), threads)
+    return load_artifact(bundle.path, bundle.artifact(target, tower), threads, provider)
 
 
-def load_artifact(folder: Path, artifact: ArtifactInfo, threads: int = 1) -> Session:
+def load_artifact(folder: Path, artifact: ArtifactInfo, threads: int = 1, provider: str = "") -> Session:
     """`load` for an artifact in a folder that is not (yet) a bundle."""
     session: Callable[..., Session] = import_module(f"mobileclip.export.runtimes.{artifact.target}").load
-    return session(folder / artifact.path, artifact, threads)
+    return session(folder / artifact.path, artifact, threads, provider)
 
 
 def embed(session: Session, inputs: Array, batch: int) -> npt.NDArray[np.float32]:

@@ -15,6 +15,9 @@ from mobileclip.export.bundle import ArtifactInfo
 from mobileclip.export.runtimes import Array, Session
 from mobileclip.files import require
 
+UNITS = {"all": "ALL", "cpuAndNeuralEngine": "CPU_AND_NE", "cpuAndGPU": "CPU_AND_GPU", "cpuOnly": "CPU_ONLY"}
+"""What CoreML may choose from, as its own languages call it, and what `coremltools.ComputeUnit` does."""
+
 
 class InterpretedSession:
     """The reference interpreter: right to the stored precision, of no use for timing."""
@@ -31,17 +34,23 @@ class InterpretedSession:
 
 
 class CoreMLSession:
-    """CoreML, all compute units. Written against its documentation; not yet run on hardware."""
+    """CoreML. Written against its documentation; not yet run on hardware."""
 
-    def __init__(self, path: Path, artifact: ArtifactInfo) -> None:
+    def __init__(self, path: Path, artifact: ArtifactInfo, provider: str) -> None:
         import coremltools as ct
 
+        self.units = ct.ComputeUnit[UNITS[provider or "all"]]
         try:
-            self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit.ALL)
+            self._model = ct.models.MLModel(str(path), compute_units=self.units)
         except RuntimeError as e:
             raise BundleError(f"{path}: CoreML refuses it ({str(e).splitlines()[0]}); export again") from None
         self._artifact = artifact
         self.engine = f"CoreML, macOS {platform.mac_ver()[0]}"
+
+    @property
+    def compiled(self) -> Path:
+        """The folder that CoreML has compiled it to; gone with the session."""
+        return Path(self._model.get_compiled_model_path())
 
     def run(self, value: Array) -> npt.NDArray[np.float32]:
         """(batch, ...) -> (batch, embed_dim)."""
@@ -53,9 +62,9 @@ class CoreMLSession:
         return np.asarray(self._model.predict({self._artifact.input.name: feed})[self._artifact.output.name], np.float32)
 
 
-def load(path: Path, artifact: ArtifactInfo, threads: int) -> Session:
+def load(path: Path, artifact: ArtifactInfo, threads: int, provider: str = "") -> Session:
     """A session for the package at `path`."""
     require("coremltools", "coreml", "running CoreML artifacts")
     if sys.platform == "darwin":
-        return CoreMLSession(path, artifact)
+        return CoreMLSession(path, artifact, provider)
     return InterpretedSession(path, artifact.input.name, artifact.output.name, threads)

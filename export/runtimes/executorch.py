@@ -61,7 +61,7 @@ def _silent() -> Iterator[None]:
         os.close(null)
 
 
-def load(path: Path, artifact: ArtifactInfo, threads: int) -> Session:
+def load(path: Path, artifact: ArtifactInfo, threads: int, provider: str = "") -> Session:
     """A session for the artifact at `path`; what was lowered to the CoreML delegate is interpreted where there is no CoreML."""
     require("executorch", "executorch", "running ExecuTorch artifacts")
     if artifact.backend == "coreml" and sys.platform != "darwin":

@@ -15,8 +15,11 @@ from mobileclip.export.runtimes import Array
 from mobileclip.files import require
 
 
-def cpu_session(path: Path, threads: int) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU; whoever runs an ONNX file goes through here, so that telemetry is off."""
+def cpu_session(path: Path, threads: int, profile: Path | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU; whoever runs an ONNX file goes through here, so that telemetry is off.
+
+    `profile` is how the name of the file begins that its `end_profiling` writes.
+    """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the library is loaded
     import onnxruntime as ort
 
@@ -24,6 +27,8 @@ def cpu_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -48,7 +53,7 @@ class OnnxSession:
         return np.asarray(self._session.run(None, {self._input: value})[0], np.float32)
 
 
-def load(path: Path, artifact: ArtifactInfo, threads: int) -> OnnxSession:
+def load(path: Path, artifact: ArtifactInfo, threads: int, provider: str = "") -> OnnxSession:
     """A session for the artifact at `path`."""
     require("onnxruntime", "onnx", "running ONNX artifacts")
     return OnnxSession(path, artifact, threads)

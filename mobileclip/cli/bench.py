@@ -16,6 +16,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
+OPERATOR_COLUMNS = ("operator", "kind", "where", "median ms", "share %")
+
+
 def bench(
     bundles: list[Path] = typer.Argument(None, metavar="[BUNDLE]...", help="Bundle folders; default: those here, else the default model."),
     device: str = typer.Option("host", help="Where to measure: a serial number, udid, name, model or alias; see: mobileclip devices."),
@@ -36,6 +39,7 @@ def bench(
         None, help="Least timed seconds of each; by default what a valid result needs: 10, not in burst 60."
     ),
     samples: int | None = typer.Option(None, help="Least timed runs of each; by default what a valid result needs: 100, in mlperf 1024."),
+    per_op: bool = typer.Option(False, "--per-op", help="Also print the ten operators that cost most, where the runtime tells."),
     out: Path = typer.Option(Path("results"), "--out", "-o", help="Folder for the results, or one file that ends in .json."),
     json_output: JsonOption = False,
 ) -> None:
@@ -45,7 +49,7 @@ def bench(
     All models are in memory at the same time; give fewer bundles in one call where that is too much.
     """
     from mobileclip.benchmark import bench as benchmark
-    from mobileclip.benchmark import devices
+    from mobileclip.benchmark import devices, operators
     from mobileclip.benchmark.devices.app import AppDevice
     from mobileclip.benchmark.devices.web import Web
     from mobileclip.benchmark.protocol import Mode
@@ -71,7 +75,7 @@ def bench(
     with output.progress(json_output=json_output) as progress:
         run = benchmark.bench(
             chosen, device=place, runtimes=runtime, towers=towers, provider=provider, threads=threads, mode=cast(Mode, mode),
-            seconds=seconds, samples=samples, progress=progress,
+            seconds=seconds, samples=samples, per_op=per_op, progress=progress,
         )  # fmt: skip
     paths = benchmark.save(run, out)
     if json_output:
@@ -79,6 +83,10 @@ def bench(
     else:
         if run.results:
             output.print_table(f"{threads} thread(s) on {run.results[0].device.model}", COLUMNS, benchmark.table(run.results))
+        for result in run.results:
+            if result.samples.operators:
+                title = f"{result.label}: the operators that cost most, of {len(result.samples.operators)}"
+                output.print_table(title, OPERATOR_COLUMNS, operators.dearest(result))
         courses = [line for result in run.results if (line := benchmark.course(result))]
         for line in (*courses, *run.skipped, *(f"saved {path}" for path in paths)):
             output.print_line(line)

@@ -66,7 +66,7 @@ def check_nothing_is_left(phone: fake.Phone) -> None:
 def test_a_bundle_is_timed_by_the_runner(plug_in, arm64, bundle):
     """The real adb, the real runner, arm64 code."""
     phone = plug_in()
-    found = bench([bundle], device=devices.find("Pixel 8"), **QUICK)
+    found = bench([bundle], device=devices.find("Pixel 8"), per_op=True, **QUICK)
     assert found.failures == ()
     assert [r.label for r in found.results] == ["tiny onnx image", "tiny onnx text"]
     for r in found.results:
@@ -74,6 +74,8 @@ def test_a_bundle_is_timed_by_the_runner(plug_in, arm64, bundle):
         assert r.parity.passed
         assert r.samples.engine.startswith("onnxruntime 1.")
         assert r.samples.warm_load_ms > 0
+        assert {len(o.ms) for o in r.samples.operators} == {10}
+        assert r.samples.placement == {"cpu": len(r.samples.operators)}
         assert (r.device.name, r.device.soc, r.device.os) == ("Google Pixel 8", "Google Tensor G3", "Android 15 (API 35)")
         assert (r.device.logical_cores, r.device.memory_bytes, r.device.architecture) == (2, 7654321 * 1024, "arm64-v8a")
         assert {(s.thermal, s.battery_percent, s.charging, s.low_power) for s in r.samples.states} == {("nominal", 83.0, True, False)}

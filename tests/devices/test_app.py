@@ -124,9 +124,32 @@ def test_an_android_app_that_hangs(installed, bundle):
 
 def test_an_android_app_killed_for_memory(installed, bundle):
     phone = installed("crash")
-    phone.tell(activity="ApplicationExitInfo #0: timestamp=2026 pid=1 reason=3 (LOW_MEMORY) status=0\n")
+    before = phone.before
+
+    def then(service: str) -> None:
+        before(service)
+        if "plan files/" in service:
+            phone.tell(activity="ApplicationExitInfo #0: timestamp=2026 pid=1 reason=3 (LOW_MEMORY) status=0\n")
+
+    phone.before = then
     found = bench([bundle], device=devices.find("android", via="app"), **QUICK)
     assert {f.message for f in found.failures} == {f"{phone.address}: the app was killed, out of memory; give fewer or smaller models"}
+
+
+def test_how_the_app_ended_an_earlier_time_is_not_told(installed, bundle):
+    phone = installed("crash")
+    earlier = "ApplicationExitInfo #%d: timestamp=2026-11-%d 10:00 pid=1 realUid=2\n process=x reason=%d (%s) status=0\n"
+    phone.tell(activity=earlier % (0, 20, 3, "LOW_MEMORY"))
+    before = phone.before
+
+    def then(service: str) -> None:
+        before(service)
+        if "plan files/" in service:
+            phone.tell(activity=earlier % (0, 21, 5, "APP CRASH(NATIVE)") + earlier % (1, 20, 3, "LOW_MEMORY"))
+
+    phone.before = then
+    found = bench([bundle], device=devices.find("android", via="app"), **QUICK)
+    assert {f.message for f in found.failures} == {f"{phone.address}: the app crashed (Process crashed.)"}
 
 
 def test_no_android_app(installed, bundle):
@@ -255,8 +278,11 @@ def test_devicectl_that_hangs(mac, monkeypatch):
 # --- pymobiledevice3 ---------------------------------------------------------------------------------------------------------------
 
 LAUNCHER = """#!/bin/sh
-# the real tool for all but the launch, whose protocol the phone of the tests has not
+# the real tool for all but what starts and stops apps, whose protocol the phone of the tests has not
+echo "$*" >> "{phone}/asked"
 case "$*" in
+"developer dvt process-id-for-bundle-id {app} "*) echo 4242 ;;
+"developer dvt kill 4242 "*) ;;
 "developer dvt launch {app} --mobileclip-bench "*)
     plan=$(echo "$4" | sed 's/.*--mobileclip-bench //')
     exec {python} {simulator} "$(dirname "{phone}/$plan")" {fault} ;;
@@ -299,6 +325,7 @@ def test_an_iphone_by_usb(usb, bundle):
     assert (device.key, device.kind, device.name) == (UDID, "ios-pymobiledevice3", "Anna's phone (iPhone 12)")
     check(bench([bundle], device=device, **QUICK))
     assert list((phone.root / "Documents").iterdir()) == []
+    assert f"developer dvt kill 4242 --udid {UDID}" in (phone.root / "asked").read_text().splitlines(), "nothing is left running"
 
 
 @pytest.mark.parametrize(("fault", "results"), [("crash", 1), ("refused", 0)])

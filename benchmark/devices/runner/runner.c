@@ -125,11 +125,13 @@ static void print_base64(const float *values, size_t count) {
 
 // --- running -----------------------------------------------------------------------------------------------------------------------
 
-static bool create(double *ms) {
+// Load the model; with a profiler if told how the name of its file shall begin.
+static bool create(double *ms, const char *profile) {
     OrtSessionOptions *options = NULL;
     double start = now_s();
     bool good = ok(ort->CreateSessionOptions(&options)) && ok(ort->SetIntraOpNumThreads(options, job.threads)) &&
                 ok(ort->SetInterOpNumThreads(options, 1)) && ok(ort->SetSessionGraphOptimizationLevel(options, ORT_ENABLE_ALL));
+    if (good && profile) good = ok(ort->EnableProfiling(options, profile));
     if (good && strcmp(job.provider, "cpu")) {
         char threads[16];
         snprintf(threads, sizeof threads, "%d", job.threads);
@@ -246,7 +248,7 @@ static void load(const Json *command) {
     }
     if (!parse(command) || !read_inputs(inputs)) return;
     peak(before);
-    if (create(&load_ms) && run_once(&first_run_ms)) {
+    if (create(&load_ms, NULL) && run_once(&first_run_ms)) {
         printf("{\"engine\": \"onnxruntime %s\", \"provider\": ", OrtGetApiBase()->GetVersionString());
         print_string(job.provider);
         printf(", \"load_ms\": %.4f, \"first_run_ms\": %.4f, \"baseline_memory_bytes\": %s}\n", load_ms, first_run_ms, before);
@@ -354,7 +356,39 @@ static void finish(void) {
     peak(highest);
     ort->ReleaseSession(job.session);
     job.session = NULL;
-    if (create(&warm_load_ms)) printf("{\"peak_memory_bytes\": %s, \"warm_load_ms\": %.4f}\n", highest, warm_load_ms);
+    if (create(&warm_load_ms, NULL)) printf("{\"peak_memory_bytes\": %s, \"warm_load_ms\": %.4f}\n", highest, warm_load_ms);
+}
+
+static void print_profile(const char *path) {
+    FILE *file = fopen(path, "rb");
+    size_t size = 0, room = 1 << 20;
+    char *text = malloc(room + 1);
+    while (file && text && (size += fread(text + size, 1, room - size, file)) == room) text = realloc(text, (room *= 2) + 1);
+    if (!file || !text) fail("%s: %s", path, strerror(errno));
+    else {
+        text[size] = 0;
+        printf("{\"onnx_profile\": ");
+        print_string(text);
+        printf("}\n");
+    }
+    if (file) fclose(file);
+    free(text);
+    unlink(path);
+}
+
+// What each operator costs, in place of the loaded model.
+static void profile(const Json *command) {
+    double runs = json_number(json_get(command, "runs")), ignored;
+    char prefix[sizeof job.model + 16], *path = NULL;
+    OrtAllocator *allocator;
+    bool good = (runs >= 1 && runs <= 1000) || fail("%g runs are out of range", runs);
+    ort->ReleaseSession(job.session);
+    job.session = NULL;
+    snprintf(prefix, sizeof prefix, "%s.profile", job.model);
+    good = good && create(&ignored, prefix);
+    for (int i = 0; good && i < (int)runs; i++) good = run_once(&ignored);
+    if (good && ok(ort->GetAllocatorWithDefaultOptions(&allocator)) && ok(ort->SessionEndProfiling(job.session, allocator, &path))) print_profile(path);
+    if (path) allocator->Free(allocator, path);
 }
 
 int main(void) {
@@ -378,6 +412,7 @@ int main(void) {
         else if (!strcmp(what, "warm_up")) warm_up();
         else if (!strcmp(what, "block")) block(command);
         else if (!strcmp(what, "finish")) finish();
+        else if (!strcmp(what, "profile")) profile(command);
         else fail("unknown command %s", what);
         json_free(command);
         fflush(stdout);
