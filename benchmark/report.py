@@ -16,6 +16,7 @@ from mobileclip import __version__
 from mobileclip.benchmark import plots
 from mobileclip.benchmark.bench import course, read_results
 from mobileclip.benchmark.devices.device import plain
+from mobileclip.benchmark.operators import dearest
 from mobileclip.benchmark.plots import Point, distribution, nice_step, scatter, tick_text
 from mobileclip.benchmark.protocol import BenchResult
 from mobileclip.errors import InputError
@@ -115,6 +116,7 @@ def render(bundles: Sequence[Bundle], results: Sequence[BenchResult], prediction
         distributions=[(r, *distribution(r.samples.latency_ms, f"s-{r.request.target}")) for r in timed],
         scatters=_scatters(timed),
         sustained=[(i, r, course_plot(r)) for i, r in enumerate(timed, 1) if r.sustained],
+        placed=[(i, r, dearest(r)) for i, r in enumerate(timed, 1) if r.samples.placement],
         several_devices=len({r.device for r in timed}) > 1,
         prediction=_prediction(prediction),
         published=[spec for spec in REGISTRY.values() if spec.published],

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import coremltools as ct
+import numpy as np
 import pytest
 from coremltools.models.compute_device import MLComputeDevice
 from coremltools.models.compute_plan import MLComputePlan
@@ -11,6 +12,7 @@ from coremltools.models.compute_plan import MLComputePlan
 from mobileclip.benchmark import operators
 from mobileclip.benchmark.bench import bench
 from mobileclip.benchmark.protocol import BenchRun, OperatorRuns
+from mobileclip.export.bundle import ArtifactInfo
 from tests.benchmark.test_bench import QUICK
 
 
@@ -113,3 +115,25 @@ def test_coreml_tells_where_it_would_run_an_operator(monkeypatch: pytest.MonkeyP
         ("x_2", "softmax", "neuralengine", None),
     ]
     assert operators.placement(found) == {"neuralengine": 2}
+
+
+def test_executorch_tells_what_its_delegate_does(tmp_path: Path) -> None:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.cumsum(self.first(x), 1))  # XNNPACK has no cumsum: two parts
+
+    lowered = to_edge_transform_and_lower(torch.export.export(Net(), (torch.zeros(1, 8),)), partitioner=[XnnpackPartitioner()])
+    (tmp_path / "net.pte").write_bytes(lowered.to_executorch().buffer)
+    artifact = ArtifactInfo.model_construct(backend="xnnpack")
+    found = operators.of_executorch(tmp_path / "net.pte", artifact, [np.zeros((1, 8), np.float32)] * 3)
+    linear = "Fully Connected (NC, F32) GEMM"
+    assert [(o.kind, o.where, len(o.ms)) for o in found] == [(linear, "xnnpack", 3), ("cumsum.out", "portable", 3), (linear, "xnnpack", 3)]
+    assert [o.name for o in found] == [f"{linear} #1 of part 1", "cumsum.out", f"{linear} #1 of part 2"]
