@@ -234,7 +234,7 @@ class Bundle:
         Raises:
             BundleError: Not a bundle, an unknown schema, edited by hand, or a file is missing, changed or out of place.
         """
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         root = Path(os.path.realpath(path))
         for entry in manifest.files:
             file = path / entry.path
@@ -299,7 +299,12 @@ class Bundle:
         return value
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle's folder; its own hash was checked, the files were not.
+
+    Raises:
+        BundleError: There is none, it has another schema, was edited, or does not fit together.
+    """
     file = path / MANIFEST
     if not file.is_file():
         raise BundleError(f"{path}: is not a bundle (no {MANIFEST}); make one with: mobileclip export -o {path}")
@@ -320,7 +325,7 @@ def _read_manifest(path: Path) -> Manifest:
     if seal != digest:
         raise BundleError(f"{file}: was edited after the export (its own sha256 differs); export again instead of editing it")
     try:
-        return Manifest.model_validate({**value, "manifest_sha256": seal})
+        return Manifest.model_validate_json(canonical_json({**value, "manifest_sha256": seal}), strict=True)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))

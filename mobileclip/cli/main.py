@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "train", "eval", "reinforce", "bench", "devices",
-    "setup", "compare", "report", "demo", "ratios", "doctor",
+    "setup", "compare", "report", "conformance", "demo", "ratios", "doctor",
 )  # fmt: skip
 GROUPS = {"data": ("Training data.", ("fetch",))}
 """`mobileclip GROUP COMMAND` is the function COMMAND of `mobileclip.cli.GROUP_COMMAND`."""
