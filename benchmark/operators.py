@@ -75,7 +75,7 @@ def of_executorch(path: Path, artifact: ArtifactInfo, inputs: Sequence[npt.NDArr
         dump = str(Path(folder) / "etdump")
         module.write_etdump_result_to_file(dump)
         blocks = [block for block in Inspector(etdump_path=dump).event_blocks if block.name == "Execute"]
-    found, part = [], 1
+    found, part, where = [], 1, ""
     for event in blocks[0].events if blocks else ():
         if event.is_delegated_op:
             name, where = f"{event.name} of part {part}", artifact.backend
