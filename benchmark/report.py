@@ -77,14 +77,22 @@ def collect(paths: Sequence[Path], device: str | None = None, runtime: str | Non
             found.bundles.append(Bundle.open(path))
         else:
             found.results += read_results(path)
-    if device is None and runtime is None:
-        return found
-    known = [f"{r.device.name}, {r.device.model}, {r.request.target}" for r in found.results]
-    found.results = [
-        r for r in found.results
+    found.results = select(found.results, device, runtime)
+    return found
+
+
+def select(results: Sequence[BenchResult], device: str | None, runtime: str | None) -> list[BenchResult]:
+    """The results of a device and a runtime, see `collect`.
+
+    Raises:
+        InputError: None is left.
+    """
+    found = [
+        r for r in results
         if (device is None or plain(device) in (plain(r.device.name), plain(r.device.model))) and runtime in (None, r.request.target)
     ]  # fmt: skip
-    if not found.results:
+    if not found and (device or runtime):
+        known = [f"{r.device.name}, {r.device.model}, {r.request.target}" for r in results]
         raise InputError(f"no result of {device or runtime}; there are: {'; '.join(dict.fromkeys(known)) or 'none'}")
     return found
 

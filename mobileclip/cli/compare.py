@@ -9,7 +9,7 @@ import typer
 from mobileclip.cli import output
 from mobileclip.cli.options import JsonOption
 
-COLUMNS = ("A", "B", "verdict on B", "p50 A ms", "p50 B ms", "cost B / A", "95 % interval", "n A", "n B")
+COLUMNS = ("A", "B", "verdict on B", "p50 A ms", "p50 B ms", "cost B / A", "95 % interval", "figure B / A", "n A", "n B")
 
 
 def compare(
@@ -30,11 +30,11 @@ def compare(
     rows = [
         (
             c.label_a, c.label_b, c.verdict, f"{c.p50_a_ms:.3f}", f"{c.p50_b_ms:.3f}", f"{c.ratio:.3f}",
-            f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", c.n_a, c.n_b,
+            f"{c.ratio_low:.3f} to {c.ratio_high:.3f}", f"{c.figure_ratio:.3f}", c.n_a, c.n_b,
         )
         for c in found
     ]  # fmt: skip
-    output.print_table("A difference counts from 9 % if its interval leaves out 1", COLUMNS, rows)
+    output.print_table("A difference counts from 9 % of the cost if its interval leaves out 1, or 50 % of the figure", COLUMNS, rows)
     for c in found:
         for remark in c.remarks:
             output.print_line(f"{c.label_b}: {remark}")

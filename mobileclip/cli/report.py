@@ -27,16 +27,16 @@ def report(
     from mobileclip.errors import GateError
 
     inputs = reports.collect(paths, device, runtime)
-    baseline = read_results(check) if check else None
+    baseline = reports.select(read_results(check), device, runtime) if check else None
     reports.write(inputs, out)
-    slower, wrong = regressions(baseline, inputs.results) if baseline else ([], [])
+    slower, wrong = regressions(baseline, inputs.results) if baseline is not None else ([], [])
     if json_output:
-        worse = {"slower": [c.to_json() for c in slower], "wrong": wrong} if baseline else {}
+        worse = {"slower": [c.to_json() for c in slower], "wrong": wrong} if baseline is not None else {}
         output.print_json({"report": str(out), "size_bytes": out.stat().st_size, **worse})
     else:
         output.print_line(f"wrote {out} ({out.stat().st_size / 1e3:.0f} kB)")
     if slower or wrong:
         told = [f"{c.label_b}: {c.ratio:.2f} of {check}'s cost" for c in slower] + wrong
         raise GateError(f"worse than {check}: {'; '.join(told)}")
-    if baseline and not json_output:
+    if baseline is not None and not json_output:
         output.print_line(f"nothing is slower or wrong, against {check}")

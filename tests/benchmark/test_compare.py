@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mobileclip.benchmark import statistics
-from mobileclip.benchmark.compare import compare, compare_all
-from mobileclip.benchmark.protocol import BenchResult, Measured
+from mobileclip.benchmark.compare import compare, compare_all, regressions
+from mobileclip.benchmark.protocol import BenchResult, Measured, Parity
 from mobileclip.errors import InputError
 from tests.benchmark.conftest import device_samples, request
 
@@ -35,9 +35,12 @@ def result(latency_ms: np.ndarray, wait_ms: np.ndarray | None = None, run_id: st
             manifest_sha256="3" * 64, files=(),
         ),
         samples=device_samples(values, wait_ms=waits), summary=statistics.summarize(values, waits), sustained=None, mlperf=None,
-        parity=None,
+        parity=changes.get("parity"),
         valid=True, reasons=(),
     )  # fmt: skip
+
+
+CHECKED = {"parity": Parity(n=5, cosine_min=1, bar=0.999, passed=True)}
 
 
 @pytest.mark.parametrize("n", [100, 1000])
@@ -53,6 +56,51 @@ def test_twenty_percent_is_always_seen(pair: int, n: int) -> None:
     a, b = series(2 * pair, n), series(2 * pair + 1, n)
     assert compare(result(a), result(1.2 * b)).verdict == "slower"
     assert compare(result(1.2 * a), result(b)).verdict == "faster"
+
+
+def mostly(factor: float, share: float, mode: str, at_end: bool = False) -> tuple[BenchResult, BenchResult]:
+    """A pair of which B has a share of its runs slowed down, here and there or all at the end."""
+    a, b, n = series(1, 1200), series(2, 1200), 1200
+    slow = np.arange(n) >= (1 - share) * n if at_end else np.random.default_rng(0).random(n) < share
+    return result(a, mode=mode), result(np.where(slow, factor, 1.0) * b, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("factor", "share", "mode", "at_end"), [(2, 0.9, "burst", False), (3, 0.3, "mlperf", False), (2, 0.7, "sustained", True)]
+)
+def test_what_slows_down_most_runs_is_seen_in_the_figure_of_the_mode(factor: float, share: float, mode: str, at_end: bool) -> None:
+    a, b = mostly(factor, share, mode, at_end)
+    assert compare(a, b).verdict == "slower"
+    assert compare(b, a).verdict == "faster"
+
+
+@pytest.mark.parametrize("mode", ["mlperf", "sustained"])
+@pytest.mark.parametrize("pair", range(20))
+def test_no_alarm_between_equals_in_the_other_modes(pair: int, mode: str) -> None:
+    found = compare(result(series(2 * pair, 1200), mode=mode), result(series(2 * pair + 1, 1200), mode=mode))
+    assert found.verdict == "no difference", found
+
+
+def test_regressions_are_what_is_slower_wrong_unchecked_or_missing() -> None:
+    image, text = result(series(0, 100), **CHECKED), result(series(1, 100), tower="text", **CHECKED)
+    assert regressions([image, text], [image, text]) == ([], [])
+    assert regressions([image, text], [image])[1] == ["b onnx text: was not measured"]
+    slow = result(2 * series(0, 100), **CHECKED)
+    assert [c.verdict for c in regressions([image], [slow])[0]] == ["slower"]
+    assert regressions([image], [image.model_copy(update={"parity": None})])[1] == ["b onnx image: no output was compared with the model"]
+    cut = image.model_copy(update={"samples": image.samples.model_copy(update={"ended_early": "unplugged"})})
+    assert regressions([image], [cut])[1] == ["b onnx image: ended early (unplugged)"]
+    with pytest.raises(InputError, match="in common"):
+        regressions([image], [image.model_copy(update={"request": image.request.model_copy(update={"threads": 4})})])
+    with pytest.raises(InputError, match="in common"):
+        regressions([], [image])
+
+
+def test_emulated_times_are_not_compared() -> None:
+    a = result(series(0, 100))
+    device = a.device.model_copy(update={"emulated": True})
+    with pytest.raises(InputError, match="was emulated: its times say nothing"):
+        compare(a.model_copy(update={"samples": a.samples.model_copy(update={"device": device})}), a)
 
 
 def test_waiting_for_a_core_is_not_slowness() -> None:
