@@ -11,7 +11,7 @@ DEMO := build/demo
 REINFORCE := $(BIN)/mobileclip reinforce data/emoji/train --teachers configs/teachers/emoji.yaml --workers 2
 ONE_TEACHER := {kind: lit, name: lite0-minilm-l6, image: efficientnet-lite0, side: 224, text: all-minilm-l6}
 
-.PHONY: demo test test-slow lint bench bench-train wheel clean
+.PHONY: demo test test-slow lint bench bench-train runner wheel clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11"; exit 4; }
@@ -59,6 +59,10 @@ bench-train: $(VENV)/.installed
 	$(REINFORCE) -o data/emoji-dr-bf16
 	$(REINFORCE) -o data/emoji-dr-30 --dtype fp32 --views 30 --set words=null --set 'teachers=[$(ONE_TEACHER)]'
 	$(BIN)/python -m mobileclip.benchmark.learning
+
+# For Android phones of 64-bit ARM; goes to the user's cache, where `mobileclip bench` finds it.
+runner: $(VENV)/.installed
+	$(BIN)/mobileclip setup android
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m build --wheel --outdir build/dist .

@@ -38,7 +38,7 @@ from mobileclip.benchmark.protocol import (
 )
 from mobileclip.errors import BundleError, DeviceError, InputError, MissingToolError, MobileClipError
 from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Tower, default_name
-from mobileclip.files import did_you_mean, reading, write_bytes
+from mobileclip.files import did_you_mean, reading, write_bytes, writing
 from mobileclip.specs import DEFAULT_MODEL
 
 TIMEOUT_S = 300.0
@@ -48,6 +48,14 @@ KEEP_OF = round(1 / PARITY_SHARE)
 KEPT_GROUPS = 64
 
 
+def _check_against_samples(path: Path, r: BenchResult) -> None:
+    """The verdicts that a result carries must follow from its samples: a file may have been edited."""
+    if statistics.summarize(r.samples.latency_ms, r.samples.wait_ms) != r.summary:
+        raise InputError(f"{path}: the summary does not follow from the samples; the file was edited; measure again")
+    if r.valid and (reasons := statistics.invalid_reasons(r.request.mode, r.samples, r.summary, r.parity)):
+        raise InputError(f"{path}: says that it is valid, but {'; '.join(reasons)}; the file was edited; measure again")
+
+
 def find_bundles(folder: Path) -> list[Path]:
     """The folder itself if it is a bundle, else the bundles right below it."""
     if (folder / MANIFEST).is_file():
@@ -55,12 +63,23 @@ def find_bundles(folder: Path) -> list[Path]:
     return sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
 
 
-def _default_bundle(folder: Path, runtimes: Sequence[str], device: Device, progress: Progress) -> Path:
-    """Export the default model into `folder`, for every target that is installed and that the device can time."""
+def default_bundles(folder: Path, runtimes: Sequence[str], device: Device, progress: Progress) -> list[Path]:
+    """The bundles in `folder` that hold what shall run, else the default model, exported into it and kept there.
+
+    It is exported for every target that is installed and that the device can time, in fp16 where CoreML comes first: the Neural Engine
+    computes in nothing else.
+
+    Raises:
+        BundleError: One of the bundles is damaged.
+        MissingToolError: The default model cannot be exported for the device here.
+    """
     from mobileclip.export.export import export_bundle
     from mobileclip.export.exporter import PACKAGES
     from mobileclip.sources import load_model
 
+    wanted = set(runtimes or device.targets[:1])
+    if found := [path for path in find_bundles(folder) if wanted <= set(Bundle.open(path).targets)]:
+        return found
     targets = tuple(t for t in device.targets if all(importlib.util.find_spec(package) for package in PACKAGES[t]))
     for name in runtimes or device.targets[:1]:
         if name not in targets:
@@ -68,8 +87,9 @@ def _default_bundle(folder: Path, runtimes: Sequence[str], device: Device, progr
                 f"the default model cannot be exported with {name} here and timed on {device.name}; see: mobileclip doctor"
             )
     model = load_model(DEFAULT_MODEL)
-    options = Options(targets=targets)
-    return export_bundle(model, options, folder / default_name(model.name, options.precision), progress).path
+    options = Options(targets=targets, precision="fp16" if targets[0] == "coreml" else "fp32")
+    name = "-".join((default_name(model.name, options.precision), *targets))  # never in place of a bundle for something else
+    return [export_bundle(model, options, folder / name, progress).path]
 
 
 def bench(
@@ -92,7 +112,7 @@ def bench(
     """Measure every chosen artifact, each in its own process; in mode `burst` interleaved.
 
     Args:
-        bundles: Bundle folders; the default model, exported into the current folder, if empty.
+        bundles: Bundle folders; see `default_bundles` if empty.
         device: Where, see `mobileclip.benchmark.devices.find`; default: this machine.
         runtimes: Targets to run; everything that can run there if empty.
         towers: Towers to run.
@@ -122,7 +142,7 @@ def bench(
     for name in runtimes:
         if name not in TARGETS:
             raise did_you_mean("runtime", name, TARGETS)
-    bundles = bundles or [_default_bundle(Path(), runtimes, device, progress)]
+    bundles = bundles or default_bundles(Path(), runtimes, device, progress)
     opened = [Bundle.open(path) for path in dict.fromkeys(path.resolve() for path in bundles)]
     chosen, skipped = _choose(opened, device, runtimes, towers)
     asked = {
@@ -334,20 +354,32 @@ def state(result: BenchResult) -> str:
 
 
 def table(results: Sequence[BenchResult]) -> list[tuple[object, ...]]:
-    """Rows for people: bundle, runtime, tower, p50, p90, p99, CV, n, load, first run, peak RSS in MB, cosine, state."""
+    """Rows for people: bundle, runtime, tower, p50, p90, p99, CV, n, load, first run, peak RSS in MB, cosine, state.
+
+    Times of what was emulated are left out: they say nothing about a device.
+    """
     return [
         (
-            r.request.bundle, r.samples.engine, r.request.tower,
-            f"{r.summary.p50_ms:.3f}", f"{r.summary.p90_ms:.3f}", f"{r.summary.p99_ms:.3f}", f"{r.summary.cv_percent:.1f}", r.summary.n,
-            f"{r.samples.load_ms:.1f}", f"{r.samples.first_run_ms:.2f}", megabytes(r.samples.peak_memory_bytes),
+            r.request.bundle, r.samples.engine, r.request.tower, *_times(r), megabytes(r.samples.peak_memory_bytes),
             f"{r.parity.cosine_min:.7f}" if r.parity else "-", state(r),
         )
         for r in results
     ]  # fmt: skip
 
 
+def _times(r: BenchResult) -> tuple[object, ...]:
+    if r.device.emulated:
+        return "-", "-", "-", "-", r.summary.n, "-", "-"
+    return (
+        f"{r.summary.p50_ms:.3f}", f"{r.summary.p90_ms:.3f}", f"{r.summary.p99_ms:.3f}", f"{r.summary.cv_percent:.1f}", r.summary.n,
+        f"{r.samples.load_ms:.1f}", f"{r.samples.first_run_ms:.2f}",
+    )  # fmt: skip
+
+
 def course(result: BenchResult) -> str | None:
-    """What the mode tells beyond the table's row; None for `burst`."""
+    """What the mode tells beyond the table's row; None for `burst` and where it was emulated."""
+    if result.device.emulated:
+        return None
     if result.sustained:
         first, last = result.sustained.windows[0], result.sustained.windows[-1]
         slope = result.sustained.slope_percent_per_minute
@@ -365,10 +397,24 @@ def megabytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 1e6:.0f}"
 
 
+def check_target(target: Path) -> None:
+    """See that results can be saved to `target`, before hours are spent on them.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    folder = target.parent if target.suffix == ".json" else target
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 def save(run: BenchRun, target: Path) -> list[Path]:
     """Write the results: one file each into a folder, or all into one file if `target` ends in `.json`.
 
-    A result takes the place of the one of the same bundle, runtime, tower, device, provider, number of threads and mode.
+    A result takes the place of the one of the same bundle, runtime, tower, device, provider, number of threads and mode. Devices are the
+    same if name, model and unit are.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -379,9 +425,11 @@ def save(run: BenchRun, target: Path) -> list[Path]:
     paths = []
     for result in run.results:
         request = result.request
-        device, provider = (re.sub(r"[^A-Za-z0-9]+", "-", text) for text in (result.device.name, request.provider))
+        machine = result.device
+        device = "-".join(dict.fromkeys(filter(None, (machine.name, machine.model, machine.unit))))
         mode = "" if request.mode == "burst" else f"-{request.mode}"
-        name = f"{request.bundle}-{request.target}-{request.tower}-{device}-{provider}-{request.threads}t{mode}.json"
+        name = f"{request.bundle}-{request.target}-{request.tower}-{device}-{request.provider}-{request.threads}t{mode}"
+        name = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:200] + ".json"
         write_bytes(target / name, result.model_dump_json(indent=1).encode() + b"\n")
         paths.append(target / name)
     return paths
@@ -411,7 +459,10 @@ def read_results(path: Path) -> list[BenchResult]:
             raise InputError(
                 f"{path}: schema version {value.get('schema_version')!r} is unknown; this toolkit reads {SCHEMA_VERSION}; measure again"
             )
-        return list(BenchRun.model_validate(value).results) if "results" in value else [BenchResult.model_validate(value)]
+        results = list(BenchRun.model_validate(value).results) if "results" in value else [BenchResult.model_validate(value)]
+        for r in results:
+            _check_against_samples(path, r)
+        return results
     except ValidationError as e:
         first = e.errors()[0]
         raise InputError(f"{path}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}; measure again") from None

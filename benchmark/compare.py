@@ -210,8 +210,9 @@ def _matched(a: Sequence[BenchResult], b: Sequence[BenchResult]) -> tuple[list[t
     common = [(r, right[kind]) for kind, r in left.items() if kind in right]
     if not common:
         raise InputError("the two have no measurement of the same model, precision, runtime, tower, threads and mode in common")
-    only = [[r.label for kind, r in these.items() if kind not in those] for these, those in ((left, right), (right, left))]
-    return common, *only
+    only_a = [r.label for kind, r in left.items() if kind not in right]
+    only_b = [r.label for kind, r in right.items() if kind not in left]
+    return common, only_a, only_b
 
 
 def _by_kind(results: Sequence[BenchResult]) -> dict[tuple[object, ...], BenchResult]:

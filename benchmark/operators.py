@@ -51,7 +51,7 @@ def of_onnx_profile(text: str) -> tuple[OperatorRuns, ...]:
                 provider = args["provider"].removesuffix("ExecutionProvider").lower()
                 entry = found.setdefault(args["node_index"], {"name": name, "kind": args["op_name"], "where": provider, "ms": []})
                 entry["ms"].append(event["dur"] / 1e3)
-    except (TypeError, KeyError, AttributeError, RecursionError) as e:
+    except (TypeError, KeyError, AttributeError, RecursionError, ArithmeticError) as e:
         raise ValueError(f"the profile has the wrong form ({type(e).__name__})") from None
     return tuple(map(OperatorRuns.model_validate, found.values()))
 
@@ -125,6 +125,7 @@ def dearest(result: BenchResult, count: int = 10) -> list[tuple[str, str, str, s
     """
     operators = result.samples.operators
     costs = [median(o.ms) if o.ms else 0.0 for o in operators]
-    shares = [c / sum(costs) for c in costs] if sum(costs) else [o.share or 0.0 for o in operators]
+    whole = sum(costs)
+    shares = [c / whole for c in costs] if whole else [o.share or 0.0 for o in operators]
     order = sorted(range(len(operators)), key=shares.__getitem__, reverse=True)[:count]
     return [(o.name, o.kind, o.where, f"{costs[i]:.3f}" if o.ms else "-", f"{100 * shares[i]:.1f}") for i in order for o in (operators[i],)]

@@ -24,6 +24,8 @@ class Point:
     label: str
     style: str
     title: str
+    counts: bool = True
+    """Whether it may lie on the Pareto front."""
 
 
 class Axis:
@@ -103,8 +105,9 @@ def scatter(
     x = Axis([p.x for p in points], LEFT, WIDTH - RIGHT, log=log_x)
     y = Axis([p.y for p in points], HEIGHT - BOTTOM, TOP, log=log_y, zero=zero_y)
     parts = _frame(x, y, x_title, y_title)
-    front = [f"{x(p.x)} {y(p.y)}" for p in pareto(points, best)]
-    parts.append(Markup('<path class="front" d="M{}"/>').format("L".join(front)))
+    front = [f"{x(p.x)} {y(p.y)}" for p in pareto([p for p in points if p.counts], best)]
+    if front:
+        parts.append(Markup('<path class="front" d="M{}"/>').format("L".join(front)))
     taken: list[tuple[float, float]] = []
     for p in sorted(points, key=lambda p: (p.x, p.y)):
         px, py = x(p.x), y(p.y)

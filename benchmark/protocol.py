@@ -7,6 +7,7 @@ Schemas, generated from the models below, are in `conformance/`: `bench_request`
 from __future__ import annotations
 
 import base64
+import hashlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mobileclip.errors import printable
 from mobileclip.export.bundle import FileEntry, Precision, Sha256, Target, TensorInfo, Tower
 
 SCHEMA_VERSION: Literal[3] = 3
@@ -26,12 +28,13 @@ PARITY_SHARE = 0.05
 PROFILED_RUNS = 10
 PARITY_BAR: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
 
+MAX_TOLD_CHARS = 2000
 Mode = Literal["burst", "sustained", "mlperf"]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 NotNegative = Annotated[float, Field(ge=0, le=1e12)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
-Told = Annotated[str, Field(max_length=2000), AfterValidator(lambda text: "".join(c if c.isprintable() else " " for c in text))]
-"""A device's words: they go to terminals and pages, so that whatever is no letter, sign or blank becomes a blank."""
+Told = Annotated[str, AfterValidator(lambda text: printable(text)[:MAX_TOLD_CHARS])]
+"""A device's words, which go to terminals and pages."""
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
 """Apple's four states. Android's NONE is nominal, LIGHT and MODERATE are fair, SEVERE is serious, the rest critical."""
 
@@ -51,7 +54,8 @@ MODES: dict[Mode, ModeLimits] = {
     "sustained": ModeLimits(100, 60.0, 600.0),
     "mlperf": ModeLimits(1024, 60.0, math.inf),
 }
-"""`burst`: the cooled-down device, in turns with other measurements. `sustained`: without a pause, to see it warm up. `mlperf`: single
+"""`burst`: the cooled-down device, in turns with other measurements. `sustained`: without a pause but
+for a look at the device's state every half a minute, to see it warm up. `mlperf`: single
 stream as MLPerf Inference has it, the next query when the one before has ended."""
 
 
@@ -106,6 +110,11 @@ class BenchRequest(_Strict):
         return place == self.keep[group % len(self.keep)]
 
 
+def unit(serial: str) -> str:
+    """`DeviceInfo.unit` of a serial number or name."""
+    return hashlib.sha256(serial.encode()).hexdigest()[:6] if serial else ""
+
+
 class KeptOutput(_Strict):
     """One timed output, kept for the check of parity."""
 
@@ -138,6 +147,8 @@ class DeviceInfo(_Strict):
     """`host`, or what its owner calls it."""
     model: Told
     """`iPhone13,4`, `Pixel 8`, or the processor of a computer."""
+    unit: Told = ""
+    """Tells two of a model apart: the start of a hash of its serial number, or of a computer's name."""
     soc: Told = ""
     os: Told
     architecture: Told = ""
@@ -222,6 +233,24 @@ class DeviceSamples(_Strict):
             raise ValueError("start_ms goes back in time")
         if any(k.sample >= len(self.latency_ms) for k in self.kept):
             raise ValueError("an output was kept of a run that was not timed")
+        return self
+
+
+class Block(_Strict):
+    """What a device answers to `block`: a few timed runs, see the fields of the same names of `DeviceSamples`."""
+
+    latency_ms: tuple[Positive, ...] = Field(min_length=1)
+    start_ms: tuple[NotNegative, ...]
+    wait_ms: tuple[NotNegative, ...]
+    kept: tuple[KeptOutput, ...]
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Block:
+        for name, values in (("wait_ms", self.wait_ms), ("start_ms", self.start_ms)):
+            if values and len(values) != len(self.latency_ms):
+                raise ValueError(f"{name} has another length than latency_ms")
+        if any(a > b for a, b in itertools.pairwise(self.start_ms)):
+            raise ValueError("start_ms goes back in time")
         return self
 
 

@@ -18,7 +18,7 @@ from mobileclip.benchmark.bench import course, read_results
 from mobileclip.benchmark.devices.device import plain
 from mobileclip.benchmark.operators import dearest
 from mobileclip.benchmark.plots import Point, distribution, nice_step, scatter, tick_text
-from mobileclip.benchmark.protocol import BenchResult
+from mobileclip.benchmark.protocol import BenchResult, DeviceInfo
 from mobileclip.errors import InputError
 from mobileclip.export.bundle import MANIFEST, TOWERS, Bundle
 from mobileclip.files import write_bytes
@@ -182,12 +182,18 @@ def _bars(results: Sequence[BenchResult]) -> dict[str, Any]:
 
 
 def _scatters(results: Sequence[BenchResult]) -> list[tuple[str, Markup]]:
-    """Size and error over latency of each tower: what a picture costs does not compete with what a text costs."""
-    numbered = list(enumerate(results, 1))
-    return [plot for tower in TOWERS for plot in _scatters_of(tower, [(i, r) for i, r in numbered if r.request.tower == tower])]
+    """Size and error over latency of each tower on each device: what a picture costs does not compete with what a text costs."""
+    groups: dict[tuple[str, DeviceInfo], list[tuple[int, BenchResult]]] = {}
+    for i, r in enumerate(results, 1):
+        groups.setdefault((r.request.tower, r.device), []).append((i, r))
+    several = len({device for _, device in groups}) > 1
+    found = []
+    for (tower, device), group in sorted(groups.items(), key=lambda item: TOWERS.index(item[0][0])):
+        found += _scatters_of(f"{tower.capitalize()} tower{f' on {device.name}' if several else ''}", group)
+    return found
 
 
-def _scatters_of(tower: str, results: Sequence[tuple[int, BenchResult]]) -> list[tuple[str, Markup]]:
+def _scatters_of(title: str, results: Sequence[tuple[int, BenchResult]]) -> list[tuple[str, Markup]]:
     if len(results) < 2:
         return []
     p50 = [r.summary.p50_ms for _, r in results]
@@ -195,17 +201,24 @@ def _scatters_of(tower: str, results: Sequence[tuple[int, BenchResult]]) -> list
 
     def points(value: Any) -> list[Point]:
         return [
-            Point(r.summary.p50_ms, value(r), str(i), f"s-{r.request.target}", f"{r.label}: p50 {r.summary.p50_ms:.3f} ms, n {r.summary.n}")
+            Point(
+                r.summary.p50_ms,
+                value(r),
+                str(i),
+                f"s-{r.request.target}",
+                f"{r.label}: p50 {r.summary.p50_ms:.3f} ms, n {r.summary.n}",
+                r.valid,
+            )
             for i, r in results
             if value(r) is not None
         ]
 
     sizes = points(lambda r: r.measured.size_bytes / 1e6)
-    plots = [(f"{tower.capitalize()} tower: latency and size", scatter(sizes, "p50 latency, ms", "artifact, MB", log_x=log_x))]
+    plots = [(f"{title}: latency and size", scatter(sizes, "p50 latency, ms", "artifact, MB", log_x=log_x))]
     errors = points(lambda r: max(1 - r.parity.cosine_min, FLOAT32_ERROR) if r.parity and r.parity.cosine_min < 1 + 1e-6 else None)
     if any(p.y > FLOAT32_ERROR for p in errors):
         plot = scatter(errors, "p50 latency, ms", "1 − smallest cosine", log_x=log_x, log_y=True)
-        plots.append((f"{tower.capitalize()} tower: latency and error", plot))
+        plots.append((f"{title}: latency and error", plot))
     return plots
 
 

@@ -138,6 +138,8 @@ def invalid_reasons(mode: Mode, samples: DeviceSamples, summary: Summary, found:
         reasons.append(f"ended early: {samples.ended_early}")
     if samples.device.emulated:
         reasons.append("emulated: the numbers say nothing about a device")
+    if "in software" in samples.provider:
+        reasons.append(f"{samples.provider}: no real graphics processor ran it")
     if len(samples.warmup_ms) < MIN_WARMUP_RUNS:
         reasons.append(f"{len(samples.warmup_ms)} warm-up runs, {MIN_WARMUP_RUNS} are needed")
     if summary.n < limits.samples:

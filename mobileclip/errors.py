@@ -45,6 +45,17 @@ class StorageError(MobileClipError):
     exit_code = 5
 
 
+class Interrupted(MobileClipError):
+    """The user has ended it; what came of it before is kept."""
+
+    exit_code = 130
+
+
 def one_line(error: Exception) -> str:
     """What another library's error says, in at most 200 characters of one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(printable(str(error)).split())[:200] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere as it may go to a terminal: whatever is no letter, sign or blank becomes a blank."""
+    return "".join(c if c.isprintable() else " " for c in text)

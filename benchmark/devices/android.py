@@ -16,7 +16,7 @@ from mobileclip.benchmark.devices import adb, names, setup
 from mobileclip.benchmark.devices.device import Linked, alone
 from mobileclip.benchmark.devices.rounds import Job, Moment, ProcessLink, Progress
 from mobileclip.benchmark.devices.web import Web
-from mobileclip.benchmark.protocol import DeviceInfo, DeviceState, Thermal
+from mobileclip.benchmark.protocol import DeviceInfo, DeviceState, Thermal, unit
 from mobileclip.errors import MobileClipError
 from mobileclip.export.bundle import ArtifactInfo
 
@@ -50,6 +50,7 @@ class Android(Linked):
         return DeviceInfo(
             name=self.name,
             model=self._property("ro.product.model"),
+            unit=unit(self._property("ro.serialno") or self.key),
             soc=f"{self._property('ro.soc.manufacturer')} {self._property('ro.soc.model')}".strip() or self._property("ro.board.platform"),
             os=f"Android {self._property('ro.build.version.release')} (API {self._property('ro.build.version.sdk')})",
             architecture=self._property("ro.product.cpu.abi"),
@@ -108,7 +109,9 @@ class AndroidShell(Android):
     def prepared(self, jobs: Sequence[Job], progress: Progress) -> Iterator[None]:  # noqa: D102
         runner = setup.android_runner(progress)
         with alone(self.key):
-            self.adb.shell(f"rm -rf {PLACE}-*")  # of a process that was killed
+            # of a process that was killed; a younger one may be another computer's
+            place, _, name = PLACE.rpartition("/")
+            self.adb.shell(f"find {place} -maxdepth 1 -name '{name}-*' -mmin +1440 -exec rm -rf {{}} ';'")
             self._folder = f"{PLACE}-{secrets.token_hex(4)}"
             try:
                 self._bring(runner, jobs, progress)

@@ -27,14 +27,16 @@ from pydantic import ValidationError
 from mobileclip.benchmark.devices.device import Device, alone
 from mobileclip.benchmark.devices.rounds import BLOCK_SAMPLES, BLOCK_SECONDS, COOL_SECONDS, Ended, Job, Progress
 from mobileclip.benchmark.protocol import BenchAnswer, BenchPlan, PlannedMeasurement
-from mobileclip.errors import DeviceError, MobileClipError, one_line
+from mobileclip.errors import DeviceError, Interrupted, MobileClipError, one_line
 
 APP = "org.mobileclip.bench"
 """The benchmark app's name on phones."""
 PLAN = "plan.json"
 _ORDERS = 64
 MAX_ANSWER_BYTES = 64 << 20
-_MAX_LINE_CHARS = 1 << 16
+_MAX_LINE_CHARS, MAX_UNREAD_LINES = 1 << 16, 1000
+_SLOWNESS = 20
+"""A plan may take so many times the timed seconds that it asks for, with what else it needs; then the app is stopped."""
 _MARK = re.compile(r"MOBILECLIP (\{.*\})")
 
 
@@ -127,7 +129,8 @@ class AppDevice(Device):
                 _copy(job.inputs, folder / f"{i}.inputs")  # never in the artifact's place: it is a link to the bundle's own file
             (folder / PLAN).write_text(self._plan(jobs, seed).model_dump_json(indent=1))
             self.put(folder)
-        error = self._run(timeout_s, progress)
+        asked_s = sum(job.request.min_seconds for job in jobs)
+        error = self._run(timeout_s, COOL_SECONDS + (len(jobs) + 1) * timeout_s + _SLOWNESS * asked_s, progress)
         return [self._ended(i, error) for i in range(len(jobs))]
 
     def _plan(self, jobs: Sequence[Job], seed: int) -> BenchPlan:
@@ -138,13 +141,16 @@ class AppDevice(Device):
             block_seconds=BLOCK_SECONDS, block_samples=BLOCK_SAMPLES, cool_seconds=COOL_SECONDS,
         )  # fmt: skip
 
-    def _run(self, timeout_s: float, progress: Progress) -> MobileClipError:
+    def _run(self, timeout_s: float, limit_s: float, progress: Progress) -> MobileClipError:
         """Run the app to its end; the error of every measurement that will have no answer."""
-        lines: queue.Queue[str | None] = queue.Queue()
-        process = subprocess.Popen(
-            self.command(f"{self._folder}/{PLAN}"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace",
-        )  # fmt: skip
+        lines: queue.Queue[str | None] = queue.Queue(MAX_UNREAD_LINES)
+        command = self.command(f"{self._folder}/{PLAN}")
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            )
+        except OSError as e:
+            return DeviceError(f"{self.key}: {command[0]} does not start ({e.strerror}); install it again")
         assert process.stdout is not None
         stdout, last = process.stdout, list[str]()
 
@@ -154,13 +160,15 @@ class AppDevice(Device):
             lines.put(None)
 
         threading.Thread(target=read, daemon=True).start()
-        heard_s = time.monotonic()
+        began_s = heard_s = time.monotonic()
         try:
             while (line := lines.get(timeout=timeout_s)) is not None:
                 if told := _told(line):  # a system's chatter is no sign of life
                     heard_s = time.monotonic()
                 elif time.monotonic() - heard_s > timeout_s:
                     raise queue.Empty
+                if time.monotonic() - began_s > limit_s:
+                    return DeviceError(f"{self.key}: the app has not come to an end within {limit_s:g} s; it was stopped")
                 if told.get("done"):
                     return DeviceError(f"{self.key}: the app says that it is done, but left no answer")
                 if isinstance(text := told.get("progress"), str):
@@ -169,6 +177,8 @@ class AppDevice(Device):
             return DeviceError(f"{self.key}: {self.why_it_ended(process.wait(10), [text for text in last if text])}")
         except queue.Empty:
             return DeviceError(f"{self.key}: the app has not been heard of for {timeout_s:g} s; it was stopped")
+        except KeyboardInterrupt:  # what it has written so far is fetched
+            return Interrupted(f"{self.key}: interrupted")
         except subprocess.TimeoutExpired:
             return DeviceError(f"{self.key}: the connection to the app broke off")
         finally:

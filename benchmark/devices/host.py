@@ -11,10 +11,14 @@ from pathlib import Path
 
 from mobileclip.benchmark.devices.device import Linked
 from mobileclip.benchmark.devices.rounds import Job, Moment, ProcessLink
-from mobileclip.benchmark.protocol import DeviceInfo, DeviceState
+from mobileclip.benchmark.protocol import DeviceInfo, DeviceState, unit
 from mobileclip.export.bundle import TARGETS, ArtifactInfo
 from mobileclip.export.runtimes import PACKAGES
 from mobileclip.export.runtimes.coreml import UNITS
+
+
+class _WorkerLink(ProcessLink):
+    trusted = True
 
 
 class Host(Linked):
@@ -36,18 +40,19 @@ class Host(Linked):
     def providers(self, artifact: ArtifactInfo) -> tuple[str, ...]:  # noqa: D102
         return tuple(UNITS) if artifact.target == "coreml" else (artifact.backend,)
 
-    def link(self, job: Job, number: int, timeout_s: float) -> ProcessLink:  # noqa: D102
+    def link(self, job: Job, number: int, timeout_s: float) -> _WorkerLink:  # noqa: D102
         threads = str(job.request.threads)
         # -P: nothing in the current folder is imported in place of an installed module.
         command = [sys.executable, "-P", "-m", "mobileclip.benchmark.devices.host_worker"]
         environment = {"ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        return ProcessLink(job, str(job.bundle), str(job.inputs), command, timeout_s, environment)
+        return _WorkerLink(job, str(job.bundle), str(job.inputs), command, timeout_s, environment)
 
     def info(self) -> DeviceInfo:  # noqa: D102
         return DeviceInfo(
             name="host",
             model=_cpu_model(),
             os=_os_name(),
+            unit=unit(platform.node()),
             architecture=platform.machine(),
             logical_cores=os.cpu_count() or 1,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

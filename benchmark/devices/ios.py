@@ -42,9 +42,9 @@ class _Apple(AppDevice):
 
     targets = ("coreml",)
 
-    def __init__(self, udid: str, name: str, product: str) -> None:
+    def __init__(self, udid: str, name: str, product: str, marketing: str = "") -> None:
         self.key = udid
-        marketing = names.marketing(product)
+        marketing = names.marketing(product) or marketing  # the tool knows models that are younger than the table
         self.name = f"{name} ({marketing or product})"
         self.aliases = (name, product, marketing, "iphone" if product.startswith("iPhone") else "ipad", "ios")
 
@@ -275,7 +275,7 @@ def _by_devicectl() -> tuple[list[_Apple], list[str]]:
         elif device.get("developerModeStatus") == "disabled":
             reasons.append(f"iPhone {udid} ({name}) is not in Developer Mode: switch it on in Settings, Privacy & Security")
         else:
-            found.append(Devicectl(udid, name, str(hardware.get("productType"))))
+            found.append(Devicectl(udid, name, str(hardware.get("productType")), str(hardware.get("marketingName") or "")))
     return found, reasons
 
 

@@ -36,21 +36,21 @@ from pydantic import ValidationError
 
 from mobileclip import errors
 from mobileclip.benchmark import operators
-from mobileclip.benchmark.protocol import PROFILED_RUNS, BenchRequest, DeviceInfo, DeviceSamples, DeviceState
-from mobileclip.errors import DeviceError, MobileClipError, one_line
+from mobileclip.benchmark.protocol import PROFILED_RUNS, BenchRequest, Block, DeviceInfo, DeviceSamples, DeviceState
+from mobileclip.errors import DeviceError, Interrupted, MobileClipError, one_line
 
 BLOCK_SECONDS, BLOCK_SAMPLES = 0.5, 4
 """A turn of `burst` lasts until both are reached."""
 LONG_BLOCK_SECONDS = 5.0
 """The other modes report so often, without a pause."""
-STATE_SECONDS = 10.0
+STATE_SECONDS = 30.0
 """So often a device is asked for its state during a measurement, between two blocks."""
 COOL_SECONDS, COOL_STEP_SECONDS = 300.0, 5.0
 """How long a warm device may cool down before the first turn, and how often it is looked at."""
 MAX_ANSWER_CHARS = 64 * 2**20
+MAX_UNREAD_ANSWERS = 16
 
 _LOADED = ("engine", "provider", "load_ms", "first_run_ms", "baseline_memory_bytes")
-_COLUMNS = ("latency_ms", "start_ms", "wait_ms", "kept")
 _FINISHED = ("peak_memory_bytes", "warm_load_ms")
 
 Progress = Callable[[str], None]
@@ -77,6 +77,9 @@ class Ended:
 
 class Link(ABC):
     """A measurement on a device: a process or a page that holds one loaded tower."""
+
+    trusted = False
+    """Whether it may say which of this toolkit's errors it has met; a device only has device errors."""
 
     def __init__(self, job: Job, bundle: str, inputs: str) -> None:
         self.job = job
@@ -119,7 +122,7 @@ class Link(ABC):
 
     def _reported(self, answer: Mapping[str, Any]) -> MobileClipError:
         kind, message = getattr(errors, str(answer["error"]), None), one_line(Exception(answer.get("message")))
-        if isinstance(kind, type) and issubclass(kind, MobileClipError) and kind is not DeviceError:
+        if self.trusted and isinstance(kind, type) and issubclass(kind, MobileClipError) and kind is not DeviceError:
             return kind(message)
         return self.error(message)
 
@@ -140,7 +143,7 @@ class ProcessLink(Link):
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._stdin: IO[str] = self.process.stdin
-        self._answers: queue.Queue[str] = queue.Queue()
+        self._answers: queue.Queue[str] = queue.Queue(MAX_UNREAD_ANSWERS)
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
 
     def _read(self, stdout: IO[str]) -> None:
@@ -167,8 +170,8 @@ class ProcessLink(Link):
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:
             return "it closed its output and was stopped"
-        self._stderr.seek(0)
-        lines = self._stderr.read()[-4000:].strip().splitlines()
+        self._stderr.seek(max(0, os.fstat(self._stderr.fileno()).st_size - 4000))
+        lines = self._stderr.read().strip().splitlines()
         if code in (-9, 137):
             return "killed, out of memory perhaps"
         return f"exit code {code}" + (f": {lines[-1][:200]}" if lines else "")
@@ -186,7 +189,7 @@ class _Collected:
     """What has been collected for one job so far."""
 
     loaded: dict[str, Any] = field(default_factory=dict)
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in Block.model_fields})
     block_samples: list[int] = field(default_factory=list)
     states: list[DeviceState] = field(default_factory=list)
     looked_s: float = 0.0
@@ -219,17 +222,26 @@ class Rounds:
         self._told = -1
 
     def run(self) -> list[Ended]:
-        """Load all, let the device cool down, warm all up, then take turns. One entry a link; one that fails leaves the others alone."""
-        for i in range(len(self._links)):
-            self._try(i, self._load)
-        self._cool_down()
-        for i in self._open:
-            self._try(i, self._warm_up)
-        while remaining := self._open:
-            self._tell()
-            self._order.shuffle(remaining)
-            for i in remaining:
-                self._try(i, self._turn)
+        """Load all, let the device cool down, warm all up, then take turns. One entry a link; one that fails leaves the others alone.
+
+        Ctrl-C ends all that are not finished; what was measured is kept, and their error is `Interrupted`.
+        """
+        try:
+            for i in range(len(self._links)):
+                self._try(i, self._load)
+            self._cool_down()
+            for i in self._open:
+                self._try(i, self._warm_up)
+            while remaining := self._open:
+                self._tell()
+                self._order.shuffle(remaining)
+                for i in remaining:
+                    self._try(i, self._turn)
+            for i, link in enumerate(self._links):  # only now: what goes wrong here must not end what is still measured
+                self._look_at_operators(i, link)
+        except KeyboardInterrupt:
+            for i in self._open:
+                self._ended[i] = self._cut_short(self._collected[i], Interrupted(f"{self._links[i].job.request.label}: interrupted"))
         return [self._ended[i] for i in range(len(self._links))]
 
     def _tell(self) -> None:
@@ -267,9 +279,9 @@ class Rounds:
             error = link.error(f"an answer has the wrong form ({type(e).__name__}: {one_line(e)[:120]})")
             self._ended[i] = self._cut_short(collected, error)
         else:
-            if done is None:
-                return
-            self._ended[i] = Ended(done)
+            if done is not None:
+                self._ended[i] = Ended(done)
+            return
         link.close()
 
     def _load(self, link: Link, collected: _Collected) -> None:
@@ -284,6 +296,8 @@ class Rounds:
     def _turn(self, link: Link, collected: _Collected) -> DeviceSamples | None:
         request, latency_ms = link.job.request, collected.columns["latency_ms"]
         if not latency_ms:
+            if request.mode != "burst":  # the one before has warmed it up
+                self._cool_down()
             self._look(collected, "before")
         collected.block_samples.append(0)
         if request.mode == "burst":
@@ -295,19 +309,22 @@ class Rounds:
         if collected.share(request) < 1:
             return None
         self._look(collected, "after")
-        finished = _part(link.ask("finish"), _FINISHED)
-        return self._samples(collected, **finished, **self._operators(link))
+        return self._samples(collected, **_part(link.ask("finish"), _FINISHED))
 
-    def _operators(self, link: Link) -> dict[str, Any]:
+    def _look_at_operators(self, i: int, link: Link) -> None:
         """Where the operators run, and what each costs if that was asked for. Nothing depends on it."""
-        per_op = link.job.request.per_op
+        samples, per_op = self._ended[i].samples, link.job.request.per_op
+        if samples is None or self._ended[i].error is not None:
+            return
         try:
             found = operators.of_answer(link.ask("profile", runs=PROFILED_RUNS if per_op else 1))
-        except (MobileClipError, KeyError, TypeError, ValueError) as e:
+        except (MobileClipError, KeyError, TypeError, ValueError, ArithmeticError) as e:
             if per_op:
                 self._progress(f"{link.job.request.label}: the operators' costs are not known ({one_line(e)})")
-            return {}
-        return {"placement": operators.placement(found), "operators": found if per_op else ()}
+        else:
+            told = {"placement": operators.placement(found), "operators": found if per_op else ()}
+            self._ended[i] = Ended(samples.model_copy(update=told))
+        link.close()
 
     def _look(self, collected: _Collected, moment: Moment) -> None:
         collected.states.append(self._state(moment))
@@ -318,21 +335,27 @@ class Rounds:
         if time.monotonic() - collected.looked_s > STATE_SECONDS:
             self._look(collected, "during")
         seconds, samples = min(seconds, request.min_seconds), min(samples, request.min_samples)
-        columns = _part(link.ask("block", seconds=seconds, samples=samples), _COLUMNS)
-        if not all(isinstance(column, list) for column in columns.values()):
-            raise TypeError("a column is no list")  # before any of it is added: what came before is kept
-        latency_ms = columns["latency_ms"]
+        # checked before any of it is added: what came before is kept
+        block = Block.model_validate(_part(link.ask("block", seconds=seconds, samples=samples), tuple(Block.model_fields)))
         # 0.9: times are rounded; with less than was asked for it would never end
-        if not all(v > 0 for v in latency_ms) or len(latency_ms) < samples or sum(latency_ms) < 0.9e3 * seconds:
-            raise TypeError("latency_ms must hold positive numbers and reach what was asked for")
-        for name in _COLUMNS:
-            collected.columns[name] += columns[name]
-        collected.block_samples[-1] += len(latency_ms)
+        if len(block.latency_ms) < samples or sum(block.latency_ms) < 0.9e3 * seconds:
+            raise TypeError("latency_ms must reach what was asked for")
+        earlier, timed = collected.columns, len(collected.columns["latency_ms"])
+        if earlier["start_ms"] and block.start_ms and block.start_ms[0] < earlier["start_ms"][-1]:
+            raise TypeError("start_ms goes back in time")
+        if any(not timed <= k.sample < timed + len(block.latency_ms) for k in block.kept):
+            raise TypeError("an output was kept of a run that was not timed")
+        for name in Block.model_fields:
+            earlier[name] += getattr(block, name)
+        collected.block_samples[-1] += len(block.latency_ms)
 
     def _samples(self, collected: _Collected, **more: Any) -> DeviceSamples:
-        blocks = [n for n in collected.block_samples if n]
+        blocks, columns = [n for n in collected.block_samples if n], dict(collected.columns)
+        for name in ("start_ms", "wait_ms"):  # where one block does not tell it, the rest is of no use
+            if len(columns[name]) != len(columns["latency_ms"]):
+                columns[name] = []
         return DeviceSamples.model_validate(
-            {**collected.loaded, **collected.columns, "device": self._device, "states": collected.states, "block_samples": blocks, **more}
+            {**collected.loaded, **columns, "device": self._device, "states": collected.states, "block_samples": blocks, **more}
         )
 
     def _cut_short(self, collected: _Collected, error: MobileClipError) -> Ended:

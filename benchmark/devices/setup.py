@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mobileclip.benchmark.devices.rounds import Progress
 from mobileclip.data.packages import Package, members, obtain
-from mobileclip.errors import InputError, MissingToolError, StorageError
+from mobileclip.errors import MissingToolError, one_line
 from mobileclip.files import STAGING_PREFIX, cache_folder, locked, remove_stale, remove_tree, writing
 
 WEB = Package(
@@ -45,6 +45,7 @@ _C_LIBRARIES = (
 _SOURCES = ("runner.c", "json.c", "json.h")
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wl,--allow-shlib-undefined")
 _MADE = "made.sha256"
+COMPILE_SECONDS = 300.0
 
 
 def web(progress: Progress) -> dict[str, bytes]:
@@ -109,8 +110,31 @@ def _compiler() -> tuple[str, bool]:
 
 
 def _version(compiler: str) -> str:
-    asked = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
-    return asked.stdout.partition("\n")[0]
+    return _asked(compiler, "--version").partition("\n")[0]
+
+
+def _asked(compiler: str, *words: str) -> str:
+    """What a compiler answers.
+
+    Raises:
+        MissingToolError: It does not work.
+    """
+    try:
+        done = subprocess.run(
+            [compiler, *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=COMPILE_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise MissingToolError(f"{compiler}: does not work ({one_line(e)}); install it again") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+        raise MissingToolError(f"{compiler}: does not compile the runner ({said}); install a current one")
+    return done.stdout
 
 
 def _make(compiler: str, sources: Mapping[str, bytes], folder: Path, *, bionic: bool, progress: Progress) -> None:
@@ -135,17 +159,13 @@ def _make(compiler: str, sources: Mapping[str, bytes], folder: Path, *, bionic: 
         library.write_bytes(next(members(obtain(_LINUX, packages, None, progress), _LINUX_LIBRARY.__eq__))[1])
         for name in _C_LIBRARIES:
             shutil.copy(_c_library(compiler, name), folder / name)
-    command = [
-        compiler, *_FLAGS, *(str(build / n) for n in sources if n.endswith(".c")), "-o", str(folder / "runner"), str(library), "-lm",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        raise InputError(f"{compiler}: refuses the runner ({(done.stderr.strip().splitlines() or ['no message'])[-1][:200]})")
+    parts = [str(build / name) for name in sources if name.endswith(".c")]
+    _asked(compiler, *_FLAGS, *parts, "-o", str(folder / "runner"), str(library), "-lm")
     shutil.rmtree(build)
 
 
 def _c_library(compiler: str, name: str) -> Path:
-    found = Path(subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False).stdout.strip())
+    found = Path(_asked(compiler, f"-print-file-name={name}").strip())
     if not found.is_file():
-        raise StorageError(f"{compiler}: has no {name} for arm64; install libc6-dev-arm64-cross and libstdc++6-arm64-cross")
+        raise MissingToolError(f"{compiler}: has no {name} for arm64; install libc6-dev-arm64-cross and libstdc++6-arm64-cross")
     return found

@@ -44,8 +44,8 @@ LOST_SECONDS = 30.0
 SLOW_SECONDS = 20.0
 """How long a client may take for each part of a request."""
 MAX_BODY_BYTES = 64 << 20
-MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 64, 24
-"""At the same time, of all addresses and of one: nobody keeps the others out. A browser has six, its workers have some more."""
+MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 64, 16
+"""At the same time, of all addresses but the page's own, and of one: nobody keeps the others out. A browser has six."""
 REQUESTS_PER_SECOND = 100
 """Of an address, for what is not below the secret path."""
 
@@ -193,18 +193,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(page.paths.get(name))
 
     def _post(self, name: str) -> None:
-        page, body = self.server.page, self._body()
+        page = self.server.page
         if name == "take":
+            self._body(0)
             session = page.take()
             if session is None:
                 raise _Refused(409)
+            self.server.owner = self.client_address[0]
             return self._send(200, session.encode(), "text/plain")
         if name not in ("answer", "alive", "leave"):
             raise _Refused(404)
         self._check_session()
         if name == "answer":
-            page.answered(self._number(), body.decode(errors="replace"))
-        elif name == "leave":
+            number, body = self._number(), self._body(MAX_BODY_BYTES)
+            page.answered(number, body.decode(errors="replace"))
+            return self._send(204)
+        self._body(0)
+        if name == "leave":
             page.leave("the page was closed")
         return self._send(204)
 
@@ -217,11 +222,11 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404 if self.server.may_ask(self.client_address[0]) else 429)
         return unquote_to_bytes(path[len(before) :]).decode(errors="replace") or "index.html"
 
-    def _body(self) -> bytes:
+    def _body(self, most: int) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,12}", length):
             raise _Refused(411)
-        if int(length) > MAX_BODY_BYTES:
+        if int(length) > most:
             raise _Refused(413)
         body = self.rfile.read(int(length))
         if len(body) < int(length):
@@ -276,6 +281,8 @@ class _Server(ThreadingHTTPServer):
         self.hosts = {f"{name}:{own_port}" for name in names}
         self._asked: dict[str, tuple[int, int]] = {}
         self._connected: Counter[str] = Counter()
+        self.owner = ""
+        """Address of the browser that has the page."""
         self._lock = threading.Lock()
 
     def may_ask(self, address: str) -> bool:
@@ -290,7 +297,9 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            full = self._connected.total() >= MAX_CONNECTIONS or self._connected[client_address[0]] >= MAX_CONNECTIONS_OF_ONE
+            others = self._connected.total() - self._connected[self.owner]
+            full = client_address[0] != self.owner and others >= MAX_CONNECTIONS
+            full = full or self._connected[client_address[0]] >= MAX_CONNECTIONS_OF_ONE
             if not full:
                 self._connected[client_address[0]] += 1
         if full:
@@ -311,12 +320,16 @@ class _Server(ThreadingHTTPServer):
 
 
 def lan_address() -> str:
-    """This machine's address in its network."""
+    """This machine's address in its network.
+
+    Raises:
+        DeviceError: It is in none.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # nothing is sent: this only asks which address would be used
         except OSError:
-            return "127.0.0.1"
+            raise DeviceError("this machine is in no network; join one, or open the page here without --lan") from None
         return cast(str, probe.getsockname()[0])
 
 
@@ -396,7 +409,7 @@ class Web(Linked):
     def info(self) -> DeviceInfo:  # noqa: D102
         told = self._ask_page("info")
         try:
-            return DeviceInfo.model_validate(told)
+            return DeviceInfo.model_validate(told | {"name": "web"})  # no page may pass for another device
         except ValueError as e:
             raise DeviceError(f"the page tells nonsense about its device ({one_line(e)})") from None
 

@@ -71,16 +71,18 @@ def bench(
     towers = TOWERS if tower == "both" else tuple(t for t in TOWERS if t == tower)
     if not towers:
         raise did_you_mean("tower", tower, (*TOWERS, "both"))
-    chosen = bundles or benchmark.find_bundles(Path())
+    if app and not app.exists():
+        raise InputError(f"--app {app}: no such file; check the path")
+    benchmark.check_target(out)
     with output.progress(json_output=json_output) as progress:
         run = benchmark.bench(
-            chosen, device=place, runtimes=runtime, towers=towers, provider=provider, threads=threads, mode=cast(Mode, mode),
+            bundles or [], device=place, runtimes=runtime, towers=towers, provider=provider, threads=threads, mode=cast(Mode, mode),
             seconds=seconds, samples=samples, per_op=per_op, progress=progress,
         )  # fmt: skip
-    paths = benchmark.save(run, out)
     if json_output:
         output.print_json(run.model_dump(mode="json"))
-    else:
+    paths = benchmark.save(run, out)
+    if not json_output:
         if run.results:
             output.print_table(f"{threads} thread(s) on {run.results[0].device.model}", COLUMNS, benchmark.table(run.results))
         for result in run.results:
@@ -93,4 +95,4 @@ def bench(
     for failure in run.failures:
         output.print_error(f"{failure.bundle} {failure.target} {failure.tower}: {failure.message}")
     if run.failures:
-        raise typer.Exit(run.failures[0].exit_code)
+        raise typer.Exit(max(failure.exit_code for failure in run.failures))  # 130 before all others

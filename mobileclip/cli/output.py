@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mobileclip.errors import printable
+
 if TYPE_CHECKING:
     from mobileclip.export.bundle import Bundle, ParityInfo
 
@@ -34,11 +36,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         numeric = bool(rows) and all(isinstance(r[i], int | float) or str(r[i])[:1].isdigit() for r in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else printable(str(v)) for v in row))
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(width=200, markup=False, emoji=False)
-    console.print(title)
+    console.print(printable(title))
     console.print(table)
 
 
@@ -70,7 +72,7 @@ def print_parity(title: str, bundle: Bundle, parity: Sequence[ParityInfo] | None
 
 def print_line(text: str) -> None:
     """One line on standard output."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write("\n".join(map(printable, text.split("\n"))) + "\n")
 
 
 @contextlib.contextmanager
@@ -83,19 +85,19 @@ def progress(*, json_output: bool = False) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda step: print(step, file=sys.stderr, flush=True)  # noqa: T201
+        yield lambda step: print(printable(step), file=sys.stderr, flush=True)  # noqa: T201
         return
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Bar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as bar:
+    with Bar(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("starting")
-        yield lambda step: bar.update(task, description=step)
+        yield lambda step: bar.update(task, description=printable(step))
 
 
 def print_error(message: str) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {' '.join(printable(message).split())}\n")
 
 
 def print_address(address: str, code: bool) -> None:

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobileclip.benchmark.bench import bench, course, find_bundles, read_results, save
+from mobileclip.benchmark import statistics
+from mobileclip.benchmark.bench import bench, course, default_bundles, find_bundles, read_results, save, table
 from mobileclip.benchmark.compare import compare
 from mobileclip.benchmark.devices import rounds
 from mobileclip.benchmark.devices.host import Host
 from mobileclip.benchmark.devices.rounds import Ended, Job, ProcessLink, Rounds
 from mobileclip.benchmark.protocol import BenchRun
 from mobileclip.errors import BundleError, DeviceError, InputError, MissingToolError
-from mobileclip.export.bundle import ArtifactInfo, FileEntry, TensorInfo
+from mobileclip.export.bundle import ArtifactInfo, Bundle, FileEntry, Options, TensorInfo
 from tests.benchmark.conftest import request
 
 QUICK = {"seconds": 0.02, "samples": 40, "warmup_runs": 10}
@@ -171,7 +172,7 @@ def test_equal_folder_names_are_told_apart(tiny_bundle: Path, tmp_path: Path) ->
 
 def test_results_survive_saving(run: BenchRun, tmp_path: Path) -> None:
     paths = save(run, tmp_path / "results")
-    assert [p.name for p in paths] == ["tiny-onnx-image-host-cpu-1t.json", "tiny-onnx-text-host-cpu-1t.json"]
+    assert all(re.fullmatch(rf"tiny-onnx-(image|text)-host-[\w.-]+-{run.results[0].device.unit}-cpu-1t\.json", p.name) for p in paths)
     assert read_results(tmp_path / "results") == list(run.results)
     assert read_results(paths[0]) == [run.results[0]]
     assert save(run, tmp_path / "all.json") == [tmp_path / "all.json"]
@@ -217,8 +218,9 @@ def worker(bundle: Path, script: str, timeout_s: float = 20) -> ProcessLink:
         ("print('[1]', flush=True); input()", 20, "not valid JSON"),
         ("import json; print(json.dumps({'error': 'DeviceError', 'message': 'odd'}), flush=True); input()", 20, "odd"),
         ("[print('{}', flush=True) for _ in range(9)]; input()", 20, "wrong form"),
-        (f"[print({json.dumps(MISFORMED)!r}, flush=True) for _ in range(9)]; input()", 20, "must hold positive numbers"),
-        (f"[print({json.dumps(MISFORMED | {'latency_ms': [-1.0]})!r}, flush=True) for _ in range(9)]; input()", 20, "positive numbers"),
+        (f"[print({json.dumps(MISFORMED)!r}, flush=True) for _ in range(9)]; input()", 20, "wrong form"),
+        (f"[print({json.dumps(MISFORMED | {'latency_ms': [-1.0]})!r}, flush=True) for _ in range(9)]; input()", 20, "wrong form"),
+        ("import json; print(json.dumps({'error': 'GateError', 'message': 'odd'}), flush=True); input()", 20, "odd"),
         (f"[print({json.dumps(MISFORMED | {'latency_ms': [10**400]})!r}, flush=True) for _ in range(9)]; input()", 20, "wrong form"),
     ],
 )
@@ -279,6 +281,122 @@ def test_library_output_on_stdout_does_not_reach_the_protocol(tiny_bundle: Path,
         w.close()
 
 
+GOOD_BLOCK = {"latency_ms": [1.0] * 4, "start_ms": [0.0, 1, 2, 3], "wait_ms": [], "kept": []}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kept": [1]}, {"kept": [{"sample": 2, "first_input": 0, "values": ""}]}, {"start_ms": [9.0, 8, 7, 6]}, {"start_ms": [0.0] * 4},
+        {"latency_ms": [float("inf")] * 4}, {"wait_ms": [0.0]},
+    ],
+)  # fmt: skip
+def test_a_bad_block_costs_only_itself(tiny_bundle: Path, bad: dict[str, object]) -> None:
+    blocks = [GOOD_BLOCK, GOOD_BLOCK | {"start_ms": [4.0, 5, 6, 7]}, GOOD_BLOCK | {"start_ms": [8.0, 9, 10, 11]} | bad]
+    answers = [LOADED, {"warmup_ms": []}, *blocks]
+    script = f"import json\nfor a in {answers!r}: input(); print(json.dumps(a), flush=True)\ninput()".replace("inf]", "float('inf')]")
+    script = script.replace("inf,", "float('inf'),")
+    job = Job(request(min_samples=100, min_seconds=0, warmup_runs=1), tiny_bundle, tiny_bundle)
+    link = ProcessLink(job, "", "", [sys.executable, "-c", script], 20)
+    try:
+        (ended,) = Rounds([link], Host().info(), Host().state, random.Random(0), lambda _: None).run()
+    finally:
+        link.close()
+    assert "wrong form" in str(ended.error)
+    assert ended.samples is not None
+    assert ended.samples.latency_ms == (1.0,) * 8
+
+
+def test_what_ctrl_c_leaves_is_kept(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, turns = Rounds._turn, []
+
+    def interrupted(self: Rounds, link: ProcessLink, collected: rounds._Collected) -> object:
+        turns.append(link)
+        if len(turns) == 4:
+            raise KeyboardInterrupt
+        return turn(self, link, collected)
+
+    monkeypatch.setattr(Rounds, "_turn", interrupted)
+    found = bench([tiny_bundle], seconds=5, samples=10**6)
+    assert {f.exit_code for f in found.failures} == {130}
+    assert [r.reasons[0] for r in found.results] == [f"ended early: {r.label}: interrupted" for r in found.results]
+    assert len(found.results) == 2
+
+
+def test_a_device_is_looked_at_during_a_long_turn(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "LONG_BLOCK_SECONDS", 0.02)
+    monkeypatch.setattr(rounds, "STATE_SECONDS", 0.05)
+    found = bench([tiny_bundle], towers=["text"], mode="sustained", seconds=0.3, samples=5).results[0]
+    moments = [s.moment for s in found.samples.states]
+    assert (moments[0], moments[-1]) == ("before", "after")
+    assert moments.count("during") >= 2
+
+
+def test_each_turn_of_a_long_mode_waits_for_a_cool_device(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    cool_down = Rounds._cool_down
+    monkeypatch.setattr(Rounds, "_cool_down", lambda self: asked.append("") or cool_down(self))
+    bench([tiny_bundle], mode="sustained", seconds=0.05, samples=5)
+    assert len(asked) == 3
+
+
+def test_bundles_that_hold_nothing_for_the_device_are_passed_over(build_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    folder = build_bundle(tmp_path / "b")
+    assert default_bundles(tmp_path, [], Host(), print) == [folder]
+    assert default_bundles(tmp_path, ["onnx"], Host(), print) == [folder]
+    device = Host()
+    device.targets = ("coreml",)
+    made: list[Options] = []
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(
+            "mobileclip.export.export.export_bundle", lambda model, options, path, progress: made.append(options) or Bundle(path, None)
+        )
+        assert default_bundles(tmp_path, [], device, print) == [tmp_path / "mobileclip_nano-fp16-coreml"]
+    assert (made[0].targets, made[0].precision) == (("coreml",), "fp16")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = cli("bench", tiny_bundle, "-o", "file", "--seconds", 1000, cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (5, 1), done.stderr
+    done = cli("bench", tiny_bundle, "--device", "web", "--app", "none.apk", cwd=tmp_path)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(("field", "value"), [("p50_ms", 0.5), ("cv_percent", 0.1)])
+def test_an_edited_result_is_refused(run: BenchRun, tmp_path: Path, field: str, value: float) -> None:
+    r = run.results[0]
+    edited = r.model_copy(update={"summary": r.summary.model_copy(update={field: value})})
+    save(run.model_copy(update={"results": (edited,)}), tmp_path)
+    with pytest.raises(InputError, match="the summary does not follow from the samples"):
+        read_results(tmp_path)
+    save(run.model_copy(update={"results": (r.model_copy(update={"valid": True, "reasons": ()}),)}), tmp_path)
+    with pytest.raises(InputError, match="says that it is valid, but"):
+        read_results(tmp_path)
+
+
+def test_times_of_emulated_devices_are_not_in_the_table(run: BenchRun) -> None:
+    r = run.results[0]
+    device = r.device.model_copy(update={"emulated": True})
+    shown = table([r.model_copy(update={"samples": r.samples.model_copy(update={"device": device})})])[0]
+    assert shown[3:10] == ("-", "-", "-", "-", r.summary.n, "-", "-")
+
+
+def test_two_phones_of_a_kind_have_two_files(run: BenchRun, tmp_path: Path) -> None:
+    r = run.results[0]
+    for name, unit in (
+        ("\u0410\u043d\u044f (iPhone 12)", ""),
+        ("\u0411\u043e\u0440\u0438\u0441 (iPhone 12)", ""),
+        ("web", ""),
+        ("web", "abc123"),
+    ):
+        device = r.device.model_copy(update={"name": name, "unit": unit})
+        result = r.model_copy(update={"samples": r.samples.model_copy(update={"device": device})})
+        save(run.model_copy(update={"results": (result,)}), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def cli(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CLI, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
 
@@ -304,6 +422,7 @@ def test_a_report_is_a_check_against_a_baseline(run: BenchRun, tmp_path: Path) -
     a, b = run.results
     slow = {name: tuple(3 * v for v in getattr(a.samples, name)) for name in ("latency_ms", "wait_ms")}
     worse = a.model_copy(update={"samples": a.samples.model_copy(update=slow)})
+    worse = worse.model_copy(update={"summary": statistics.summarize(worse.samples.latency_ms, worse.samples.wait_ms)})
     wrong = b.model_copy(update={"parity": b.parity.model_copy(update={"passed": False, "cosine_min": 0.5})})
     save(run.model_copy(update={"results": (worse, wrong)}), tmp_path / "now")
     done = cli("report", "now", "--check", "baseline", cwd=tmp_path)

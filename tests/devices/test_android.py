@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -284,11 +285,13 @@ def test_two_at_once_on_one_phone(plug_in, runner, bundle):
 def test_what_a_killed_process_left_is_taken_away(plug_in, runner):
     phone = plug_in()
     runner()
-    (phone.root / "data/local/tmp/mobileclip-dead").mkdir()
-    (phone.root / "data/local/tmp/photo").touch()
+    for name, hours in (("mobileclip-dead", 25), ("mobileclip-elsewhere", 1), ("photo", 25)):
+        place = phone.root / "data/local/tmp" / name
+        place.mkdir()
+        os.utime(place, (time.time() - 3600 * hours,) * 2)
     with devices.find("android").prepared([], print):
         pass
-    assert [p.name for p in left(phone)] == ["photo"]
+    assert sorted(p.name for p in left(phone)) == ["mobileclip-elsewhere", "photo"]
 
 
 def test_a_phone_without_64_bits(plug_in, bundle):

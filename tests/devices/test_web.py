@@ -357,6 +357,38 @@ def test_too_many_requests(served, monkeypatch):
     assert ask(port, "GET", f"/{page.token}/")[0] == 200, "the page itself is not held up"
 
 
+def test_in_a_network_it_is_reached_by_its_address_alone(runtime, bundle, monkeypatch):
+    monkeypatch.setattr(web, "OPEN_SECONDS", 3)
+    monkeypatch.setattr(web, "lan_address", lambda: "127.0.0.3")
+    device = web.Web()
+    device.lan = True
+    call = Call(bundle, device)
+    place = urlsplit(call.address())
+    assert place.hostname == "127.0.0.3"
+    assert len(place.path.strip("/")) >= 20, "nobody guesses it"
+
+    def get(path: str, host: str = place.netloc) -> int:
+        connection = http.client.HTTPConnection("127.0.0.3", place.port, timeout=30)
+        connection.request("GET", path, headers={"Host": host})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    assert get(place.path) == 200
+    assert get("/") == get("/index.html") == get(place.path, "evil.example") == 404
+    call.join(60)
+    assert "no browser opened the page" in str(call.error)
+
+
+def test_without_a_network_there_is_none_to_serve(monkeypatch):
+    def no_route(self: socket.socket, address: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", no_route)
+    with pytest.raises(DeviceError, match="this machine is in no network; join one, or open the page here without --lan"):
+        web.lan_address()
+
+
 def test_it_listens_to_this_machine_alone(runtime, bundle, monkeypatch):
     monkeypatch.setattr(web, "OPEN_SECONDS", 3)
     call = Call(bundle)

@@ -230,7 +230,11 @@ static bool parse(const Json *command) {
     int keeps = json_length(keep);
     if (keeps < 1 || keeps > (int)(sizeof job.keep / sizeof *job.keep)) return fail("keep has %d entries", keeps);
     job.keeps = (size_t)keeps;
-    for (int i = 0; i < keeps; i++) job.keep[i] = (size_t)json_number(json_at(keep, i));
+    for (int i = 0; i < keeps; i++) {
+        double place = json_number(json_at(keep, i));
+        if (!(place >= 0 && place < keep_of)) return fail("keep has an entry out of range");
+        job.keep[i] = (size_t)place;
+    }
     return true;
 }
 
@@ -263,6 +267,10 @@ static void print_list(const char *name, const double *values, size_t count) {
 
 static void warm_up(void) {
     double *ms = calloc((size_t)job.warmup_runs + 1, sizeof *ms);
+    if (!ms) {
+        fail("no memory for the warm-up");
+        return;
+    }
     for (int i = 0; i < job.warmup_runs; i++)
         if (!run_once(&ms[i])) goto end;
     printf("{");
@@ -316,6 +324,7 @@ static void block(const Json *command) {
             room = room ? 2 * room : 1024;
             ms = realloc(ms, room * sizeof *ms), start = realloc(start, room * sizeof *start), wait = realloc(wait, room * sizeof *wait);
             kept = realloc(kept, room * sizeof *kept);
+            if (!ms || !start || !wait || !kept) abort(); // the end of the output tells the host
         }
         double before = waited_ms(), start_s;
         if (!run(&ms[count], &start_s, &first, &output)) goto end;

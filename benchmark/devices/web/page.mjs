@@ -168,7 +168,9 @@ async function main() {
     const heart = setInterval(() => call("alive", { method: "POST", body: "" }, 1).catch(() => null), HEARTBEAT_MS);
     const answer = await answerTo(asked).catch((e) => ({ error: "DeviceError", exit_code: 4, message: `${e?.message ?? e}` }));
     clearInterval(heart);
-    await call("answer", { method: "POST", body: JSON.stringify(answer), headers: { "X-Number": number } });
+    const post = (value) => call("answer", { method: "POST", body: JSON.stringify(value), headers: { "X-Number": number } });
+    const sent = await post(answer);
+    if (!sent.ok) await post({ error: "DeviceError", exit_code: 4, message: `the answer was refused (${sent.status})` });
     if (over) return null;
   }
 }
