@@ -270,6 +270,8 @@ class BenchPlan(_Strict):
     The app loads all, lets the device cool down, warms all up and then goes round and round over those that are not finished, in round r
     in the order `orders[r % len(orders)]`. A turn of `burst` lasts until both minima of a block are reached, in the other modes until the
     measurement is finished. Each measurement that ends is written as `answer-N.json` (`BenchAnswer`) at once, N from 0 on.
+    Where `per_op` is asked for, it tells the operators as well. When the app starts it removes the folders of earlier plans, which a host
+    that was killed has left.
     """
 
     schema_version: Literal[3] = SCHEMA_VERSION

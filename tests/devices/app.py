@@ -58,7 +58,8 @@ def _measure(request, bundle: Path, inputs: Path) -> dict[str, object]:
     import numpy as np
     import onnxruntime
 
-    from mobileclip.benchmark.protocol import KeptOutput
+    from mobileclip.benchmark import operators
+    from mobileclip.benchmark.protocol import PROFILED_RUNS, KeptOutput
 
     begin = time.perf_counter()
     session = onnxruntime.InferenceSession(bundle / request.artifact, providers=["CPUExecutionProvider"])
@@ -83,7 +84,17 @@ def _measure(request, bundle: Path, inputs: Path) -> dict[str, object]:
         if request.keeps(len(latency_ms)):
             kept.append(KeptOutput.of(len(latency_ms), first, output))
         latency_ms.append(ms)
+    if request.per_op:
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(inputs)
+        session = onnxruntime.InferenceSession(bundle / request.artifact, options, providers=["CPUExecutionProvider"])
+        for _ in range(PROFILED_RUNS):
+            run()
+        told = operators.of_onnx_profile(Path(session.end_profiling()).read_text())
+    else:
+        told = ()
     return {
+        "operators": told, "placement": operators.placement(told),
         "engine": f"onnxruntime {onnxruntime.__version__}", "load_ms": load_ms, "first_run_ms": first_run_ms, "warmup_ms": tuple(warmup_ms),
         "latency_ms": tuple(latency_ms), "kept": tuple(kept),
     }  # fmt: skip

@@ -82,7 +82,9 @@ def installed(plug_in):
 
 def test_android(installed, bundle):
     phone, told = installed(), list[str]()
-    check(bench([bundle], device=devices.find("pixel8", via="app"), progress=told.append, **QUICK))
+    found = bench([bundle], device=devices.find("pixel8", via="app"), progress=told.append, per_op=True, **QUICK)
+    check(found)
+    assert {len(o.ms) for r in found.results for o in r.samples.operators} == {10}
     assert "timing tiny onnx image" in told
     assert list((phone.root / f"data/data/{APP}/files").iterdir()) == []
     assert list((phone.root / "data/local/tmp").iterdir()) == []
