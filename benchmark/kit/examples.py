@@ -49,7 +49,7 @@ _DAMAGE: tuple[tuple[str, tuple[str | int, ...], Any], ...] = (
     ("an unknown filter", ("preprocess", "interpolation"), "nearest"),
     ("a mean of two channels", ("preprocess", "mean"), [0.0, 0.0]),
     ("a context length that the inputs have not", ("tokenizer", "context_length"), 32),
-    ("a number that is text", ("embed_dim",), "16"),
+    ("a word for a number", ("embed_dim",), "sixteen"),
     ("no artifacts field", ("artifacts",), ...),
 )
 """Name, place and new value of a field; `...` takes it out."""

@@ -327,10 +327,14 @@ def test_a_thousand_odd_requests_never_break_it(served, monkeypatch):
 
 def test_bodies_that_are_too_large_are_not_read(served):
     page, port = served
-    head = f"POST /{page.token}/answer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: %s\r\n\r\n"
+    session = page.take()
+    post = f"POST /{page.token}/%s HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX-Session: %s\r\nX-Number: 1\r\n%s\r\n"
     for length, code in ((str(web.MAX_BODY_BYTES + 1), b"413"), ("9" * 30, b"411"), ("-1", b"411"), ("x", b"411")):
-        assert raw(port, (head % length).encode()).split()[1] == code, length
-    assert raw(port, f"POST /{page.token}/answer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()).split()[1] == b"411"
+        assert raw(port, (post % ("answer", session, f"Content-Length: {length}\r\n")).encode()).split()[1] == code, length
+    assert raw(port, (post % ("answer", session, "")).encode()).split()[1] == b"411"
+    # without the session, or where nothing is to be said, not a byte of it
+    assert raw(port, (post % ("answer", "guess", "Content-Length: 9\r\n")).encode()).split()[1] == b"403"
+    assert raw(port, (post % ("alive", session, "Content-Length: 9\r\n")).encode()).split()[1] == b"413"
 
 
 def test_slow_clients_and_many_of_them_do_not_block_it(served, monkeypatch):

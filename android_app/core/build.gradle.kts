@@ -1,0 +1,17 @@
+plugins {
+    alias(libs.plugins.kotlin.jvm)
+    alias(libs.plugins.kotlin.serialization)
+}
+
+kotlin { jvmToolchain(17) }
+
+dependencies {
+    api(libs.serialization.json)
+    testImplementation(kotlin("test-junit"))
+    testImplementation(libs.junit)
+}
+
+tasks.test {
+    systemProperty("conformance", rootDir.resolve("../conformance").path)
+    systemProperty("tokenizer", providers.gradleProperty("tokenizer").getOrElse("tokenizer.json"))
+}
