@@ -58,10 +58,10 @@ def bench(
     from mobileclip.files import did_you_mean
 
     place = devices.find(device, via)
+    if lan and place.kind != Web.kind:
+        raise InputError("--lan is for --device web only")
     if isinstance(place, Web):
         place.lan, place.show = lan, lambda address: output.print_address(address, code=lan)
-    elif lan:
-        raise InputError("--lan is for --device web only")
     if app_id and not re.fullmatch(r"[A-Za-z0-9._-]+", app_id):
         raise InputError(f"--app-id {app_id!r} is no name of an app; it is like org.example.bench")
     if isinstance(place, AppDevice):

@@ -154,6 +154,18 @@ def test_how_the_app_ended_an_earlier_time_is_not_told(installed, bundle):
     assert {f.message for f in found.failures} == {f"{phone.address}: the app crashed (Process crashed.)"}
 
 
+def test_an_android_app_that_cannot_be_installed(installed, bundle, tmp_path):
+    phone = installed()
+    refused = "Failure [INSTALL_FAILED_UPDATE_INCOMPATIBLE: signatures do not match]"
+    phone.script("cmd", f'if [ "$1 $2" = "package install" ]; then head -c 9 > /dev/null; echo "{refused}"; exit 1; fi')
+    (tmp_path / "bench.apk").write_bytes(b"not a zip")
+    device = devices.find("pixel8", via="app")
+    device.package = tmp_path / "bench.apk"
+    with pytest.raises(DeviceError, match="signatures do not match") as error:
+        bench([bundle], device=device, **QUICK)
+    assert "\n" not in str(error.value)
+
+
 def test_no_android_app(installed, bundle):
     installed(listed=False)
     with pytest.raises(DeviceError, match=rf"has no app {APP}; install the benchmark app, see android_app/, or give it with --app"):
@@ -202,6 +214,11 @@ def test_an_iphone_on_a_mac(mac, bundle, name):
         check(bench([bundle], device=device, **QUICK))
         assert list((phone / "container/Documents").iterdir()) == []
         assert f"--terminate-existing --console {APP} --mobileclip-bench Documents/mobileclip-" in (phone / "asked").read_text()
+
+
+def test_an_iphone_that_is_younger_than_the_table(mac):
+    mac(devices=[listed(hardware={"productType": "iPhone99,1", "marketingName": "iPhone 40 Pro"})])
+    assert devices.find("iphone40pro").name == "Anna's phone (iPhone 40 Pro)"
 
 
 @pytest.mark.parametrize(
