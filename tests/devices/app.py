@@ -25,8 +25,8 @@ def main(folder: Path, fault: str = "") -> None:
     plan = BenchPlan.model_validate_json((folder / "plan.json").read_bytes())
     device = DeviceInfo(name="Fake phone", model="Fake1,1", os="Fake 1", emulated=True)
     for i, planned in enumerate(plan.measurements):
-        if fault == "crash" and i:
-            os.kill(os.getpid(), signal.SIGSEGV)
+        if fault in ("crash", "killed") and i:
+            os.kill(os.getpid(), signal.SIGSEGV if fault == "crash" else signal.SIGKILL)
         if fault == "hang":
             parent = os.getppid()
             while os.getppid() == parent:  # what has started it is ended

@@ -267,6 +267,7 @@ def test_faults_of_an_iphone_before_the_app_runs(mac, bundle, state, message):
     ("state", "message", "results"),
     [
         ({"fault": "crash"}, "the app crashed (App terminated due to signal 11.)", 1),
+        ({"fault": "killed"}, "the app was killed, out of memory perhaps; give fewer or smaller models", 1),
         ({"fault": "nonsense"}, "of the app is unusable", 0),
         ({"fault": "hang"}, "the app has not been heard of for 3 s; it was stopped", 0),
         ({"fault": "refused"}, "the model needs iOS 18", 0),
@@ -278,6 +279,14 @@ def test_faults_of_an_iphone_s_app(mac, bundle, state, message, results):
     assert len(found.results) == results
     assert message in found.failures[0].message
     assert list((phone / "container/Documents").iterdir()) == []
+
+
+def test_an_iphone_s_app_that_is_not_signed(mac, bundle):
+    mac(fail={"process launch": ("The application failed to launch.", "its code signature is not valid")})
+    found = bench([bundle], device=devices.find("iphone12promax"), towers=["text"], **QUICK)
+    assert found.failures[0].message.endswith(
+        "its code signature is not valid; sign the app with your own team in Xcode and install it again"
+    )
 
 
 def test_the_app_is_installed_on_an_iphone(mac, bundle, tmp_path):

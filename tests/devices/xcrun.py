@@ -39,7 +39,7 @@ def end(result: dict[str, object] | None = None, error: dict[str, object] | None
 
 def fail(text: str, reason: str | None = None) -> NoReturn:
     below = {"NSUnderlyingError": {"error": {"userInfo": {"NSLocalizedFailureReason": {"string": reason}}}}} if reason else {}
-    sys.stderr.write(f"ERROR: {text}\n")
+    sys.stderr.write(f"ERROR: {text}\n" + (f"       NSLocalizedFailureReason = {reason}\n" if reason else ""))
     told = {"NSLocalizedDescription": {"string": text}} | below
     end(error={"code": 1, "domain": "com.apple.dt.CoreDeviceError", "userInfo": told})
 
