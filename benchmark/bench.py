@@ -404,10 +404,9 @@ def check_target(target: Path) -> None:
         StorageError: They cannot.
     """
     folder = target.parent if target.suffix == ".json" else target
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with writing(there), tempfile.TemporaryFile(dir=there):  # nothing is made yet: the call may still be refused
+        pass
 
 
 def save(run: BenchRun, target: Path) -> list[Path]:

@@ -57,7 +57,8 @@ def ours(config: str, *changes: str, batch: int, steps: int = STEPS, processes: 
     """A few steps of `mobileclip train`; the first logged ones are not counted."""
     with tempfile.TemporaryDirectory() as folder:
         fixed = (
-            f"batch_size={batch}", f"schedule.samples={steps * batch}", "schedule.warmup_steps=1", "evaluations=[]", "save_every=100000", "text_pretraining=null",
+            f"batch_size={batch}", f"schedule.samples={steps * batch}", "schedule.warmup_steps=1", "evaluations=[]", "save_every=100000",
+            "text_pretraining=null",
             f"log_every={max(steps // 8, 1)}", f"threads={threads}",
         )  # fmt: skip
         words = ["train", config, "-o", folder, *(w for c in (*fixed, *changes) for w in ("--set", c))]

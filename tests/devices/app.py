@@ -28,8 +28,8 @@ def main(folder: Path, fault: str = "") -> None:
         if fault in ("crash", "killed") and i:
             os.kill(os.getpid(), signal.SIGSEGV if fault == "crash" else signal.SIGKILL)
         if fault == "hang":
-            parent = os.getppid()
-            while os.getppid() == parent:  # what has started it is ended
+            parent, until = os.getppid(), time.monotonic() + 60
+            while os.getppid() == parent and time.monotonic() < until:  # what has started it is ended, perhaps before this began
                 time.sleep(0.2)
             return
         if fault == "nonsense":
