@@ -37,7 +37,7 @@ from mobileclip.benchmark.protocol import (
     Mode,
 )
 from mobileclip.errors import BundleError, DeviceError, InputError, MissingToolError, MobileClipError
-from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Tower, default_name
+from mobileclip.export.bundle import MANIFEST, TARGETS, TOWERS, ArtifactInfo, Bundle, Options, Tower, default_name, read_manifest
 from mobileclip.files import did_you_mean, reading, write_bytes, writing
 from mobileclip.specs import DEFAULT_MODEL
 
@@ -46,14 +46,6 @@ TIMEOUT_S = 300.0
 MAX_RESULT_BYTES = 256 * 2**20
 KEEP_OF = round(1 / PARITY_SHARE)
 KEPT_GROUPS = 64
-
-
-def _check_against_samples(path: Path, r: BenchResult) -> None:
-    """The verdicts that a result carries must follow from its samples: a file may have been edited."""
-    if statistics.summarize(r.samples.latency_ms, r.samples.wait_ms) != r.summary:
-        raise InputError(f"{path}: the summary does not follow from the samples; the file was edited; measure again")
-    if r.valid and (reasons := statistics.invalid_reasons(r.request.mode, r.samples, r.summary, r.parity)):
-        raise InputError(f"{path}: says that it is valid, but {'; '.join(reasons)}; the file was edited; measure again")
 
 
 def find_bundles(folder: Path) -> list[Path]:
@@ -70,7 +62,7 @@ def default_bundles(folder: Path, runtimes: Sequence[str], device: Device, progr
     computes in nothing else.
 
     Raises:
-        BundleError: One of the bundles is damaged.
+        BundleError: The manifest of one of the bundles is damaged; the files of those that are chosen are checked when they are opened.
         MissingToolError: The default model cannot be exported for the device here.
     """
     from mobileclip.export.export import export_bundle
@@ -78,7 +70,7 @@ def default_bundles(folder: Path, runtimes: Sequence[str], device: Device, progr
     from mobileclip.sources import load_model
 
     wanted = set(runtimes or device.targets[:1])
-    if found := [path for path in find_bundles(folder) if wanted <= set(Bundle.open(path).targets)]:
+    if found := [path for path in find_bundles(folder) if wanted <= {a.target for a in read_manifest(path).artifacts}]:
         return found
     targets = tuple(t for t in device.targets if all(importlib.util.find_spec(package) for package in PACKAGES[t]))
     for name in runtimes or device.targets[:1]:
@@ -467,3 +459,11 @@ def read_results(path: Path) -> list[BenchResult]:
         raise InputError(f"{path}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}; measure again") from None
     except (ValueError, RecursionError):
         raise InputError(f"{path}: is not a result of mobileclip bench; give a file or folder that it wrote") from None
+
+
+def _check_against_samples(path: Path, r: BenchResult) -> None:
+    """The verdicts that a result carries must follow from its samples: a file may have been edited."""
+    if statistics.summarize(r.samples.latency_ms, r.samples.wait_ms) != r.summary:
+        raise InputError(f"{path}: the summary does not follow from the samples; the file was edited; measure again")
+    if r.valid and (reasons := statistics.invalid_reasons(r.request.mode, r.samples, r.summary, r.parity)):
+        raise InputError(f"{path}: says that it is valid, but {'; '.join(reasons)}; the file was edited; measure again")

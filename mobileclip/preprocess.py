@@ -28,7 +28,7 @@ _EXTREME_RATIO = 64
 # Pillow holds a resize box in float32, too coarse for millions of pixels: the middle is cut out first.
 _WINDOW_PX = 2**15
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-UPRIGHT = {
+_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,7 +37,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation; 1 and unknown ones need nothing."""
 
 
 def open_image(source: Path | bytes | BinaryIO, *, upright: bool = True) -> Image.Image:
@@ -73,7 +72,7 @@ def _decode(file: BinaryIO, name: str, upright: bool) -> Image.Image:
                 image.load()
                 orientation = _orientation(image) if upright else 1
                 rgb = to_rgb(image)
-        return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+        return turn_upright(rgb, orientation)
     except Image.DecompressionBombError as e:
         limit_text = f"{Image.MAX_IMAGE_PIXELS:,} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
         raise InputError(f"{name}: over the limit of {limit_text}: {one_line(e)}; make the picture smaller") from e
@@ -85,6 +84,11 @@ def _decode(file: BinaryIO, name: str, upright: bool) -> Image.Image:
         if isinstance(e, OSError) and e.errno is not None:
             raise  # the disk failed, not the picture
         raise InputError(f"{name}: damaged or cut-off picture ({one_line(e)}); get the file again") from e
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture as a viewer shows it, by its EXIF orientation (1 to 8); 1 and unknown ones need nothing."""
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _orientation(image: Image.Image) -> int:

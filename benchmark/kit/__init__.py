@@ -17,13 +17,13 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel
 
-from mobileclip.benchmark.kit.captions import captions_file
+from mobileclip.benchmark.kit.captions import SEED, captions_file
 from mobileclip.benchmark.kit.examples import answers, manifests
 from mobileclip.benchmark.protocol import BenchAnswer, BenchPlan, BenchRequest, BenchResult, DeviceSamples
 from mobileclip.export.bundle import Manifest
 from mobileclip.export.verify import dataset
 from mobileclip.files import write_bytes
-from mobileclip.preprocess import UPRIGHT, preprocess, resize_crop
+from mobileclip.preprocess import preprocess, preprocess_batch, resize_crop, turn_upright
 from mobileclip.specs import DEFAULT_MODEL, REGISTRY, PreprocessSpec
 from mobileclip.zeroshot import normalized, predict, top_rows
 
@@ -38,7 +38,6 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 }
 CAPTIONS, RANKING, MANIFESTS, ANSWERS = "captions.jsonl", "ranking.json", "manifests.json", "answers.json"
 PIXELS, EMBEDDINGS = "pixels.safetensors", "embeddings.safetensors"
-_SEED = 20231128
 
 
 def schemas() -> dict[str, bytes]:
@@ -60,7 +59,7 @@ def pixels() -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     tensors: dict[str, npt.NDArray[Any]] = {}
     cases: list[dict[str, Any]] = []
     for number, (picture, orientation, spec) in enumerate(_pixel_cases()):
-        upright = picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
+        upright = turn_upright(picture, orientation)
         tensors |= {f"picture_{number}": np.array(picture), f"pixels_{number}": resize_crop(upright, spec)}
         if number % 5 == 0 and spec.resolution <= 64:
             tensors[f"tensor_{number}"] = preprocess(upright, spec)
@@ -71,7 +70,7 @@ def pixels() -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
 
 def _pixel_cases() -> Iterator[tuple[Image.Image, int, PreprocessSpec]]:
     photo = dataset.photograph(dataset.photograph_names()[0])
-    noise = np.random.default_rng(_SEED)
+    noise = np.random.default_rng(SEED)
     half, openai = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     kinds = list(itertools.product(("bilinear", "bicubic"), ("shortest", "squash")))
     sizes = [(64, 64), (97, 61), (61, 97), (33, 32), (31, 50), (16, 16), (1, 1), (3, 150), (150, 3), (113, 112)]
@@ -92,7 +91,7 @@ def _pixel_cases() -> Iterator[tuple[Image.Image, int, PreprocessSpec]]:
 
 def ranking() -> bytes:
     """Cases of zero-shot ranking and of search, as JSON: embeddings and what comes of them."""
-    chance = np.random.default_rng(_SEED)
+    chance = np.random.default_rng(SEED)
 
     def rows(n: int, dim: int) -> npt.NDArray[np.float32]:
         raw = chance.normal(size=(n, dim))
@@ -125,7 +124,6 @@ def embeddings() -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """
     import torch
 
-    from mobileclip.preprocess import preprocess_batch
     from mobileclip.sources import load_model
 
     model = load_model(DEFAULT_MODEL)

@@ -66,7 +66,7 @@ def captions() -> list[str]:
     None needs the repair of text that was decoded wrongly (mojibake): no keyboard writes it, and apps leave it alone.
     """
     found = dict.fromkeys(itertools.chain(dataset.captions(), _SPECIAL, _ENTITIES, _EMOJI, _generated(random.Random(SEED))))
-    return [text for text in found if _clean_without_repair(text) == _clean(text)]
+    return [text for text in found if _clean(text, repaired=False) == _clean(text, repaired=True)]
 
 
 def _generated(chance: random.Random) -> Iterator[str]:
@@ -95,12 +95,8 @@ def _sentence(chance: random.Random, words: list[str]) -> str:
     return " ".join(styled) + chance.choice(("", ".", "!", "?", "..."))
 
 
-def _clean(text: str) -> str:
-    return html.unescape(html.unescape(ftfy.fix_text(text)))
-
-
-def _clean_without_repair(text: str) -> str:
-    return html.unescape(html.unescape(ftfy.fix_text(text, fix_encoding=False)))
+def _clean(text: str, *, repaired: bool) -> str:
+    return html.unescape(html.unescape(ftfy.fix_text(text, fix_encoding=repaired)))
 
 
 def captions_file() -> bytes:
