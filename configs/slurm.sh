@@ -9,8 +9,8 @@
 set -euo pipefail
 config=${1:?config} run=${2:?folder of the run}
 gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}  # may have the type in front
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")  # whole: a pipe into head would now and then end scontrol, and so the script
 exec srun torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${gpus##*:}" --shutdown-timeout 110 \
-    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \
+    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "${hosts%%$'\n'*}:29500" \
     -m mobileclip train "$config" -o "$run"
