@@ -26,9 +26,8 @@ public struct SafeTensors: Sendable {
 
         private func words(_ wanted: String) throws -> [UInt32] {
             guard dtype == wanted else { throw MobileCLIPError("a tensor holds \(dtype), not \(wanted); export the bundle again") }
-            let bytes = [UInt8](data)
-            return stride(from: 0, to: bytes.count, by: 4).map { at in
-                UInt32(bytes[at]) | UInt32(bytes[at + 1]) << 8 | UInt32(bytes[at + 2]) << 16 | UInt32(bytes[at + 3]) << 24
+            return data.withUnsafeBytes { bytes in
+                stride(from: 0, to: bytes.count, by: 4).map { UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: $0, as: UInt32.self)) }
             }
         }
     }

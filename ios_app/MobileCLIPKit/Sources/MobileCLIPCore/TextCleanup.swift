@@ -158,7 +158,7 @@ enum TextCleanup {
         let text = string(name)
         if let found = entities[text] { return Scalars(found.unicodeScalars) }
         if name.first == "#" {
-            let found = reference(name)
+            let found = unescape(["&"] + name)
             return found.contains(";") ? ["&"] + name : found
         }
         // a name in capitals is that of the capital letter, where no other name is written so

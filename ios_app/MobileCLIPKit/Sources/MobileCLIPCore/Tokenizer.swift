@@ -18,7 +18,7 @@ public struct Tokenizer: Sendable {
     private static let start = "<start_of_text>"
     private static let end = "<end_of_text>"
     private static let wordEnd = "</w>"
-    private static let contractions = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"]
+    private static let specials = [start, end, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"]
     private static let byteSymbols: [String] = {
         var next: UInt32 = 0x100
         return (0..<256).map { (byte: UInt32) -> String in
@@ -135,7 +135,7 @@ public struct Tokenizer: Sendable {
         }
         while at < text.count {
             let next: Int
-            if let special = ([start, end] + contractions).first(where: { matches(text, at, $0) }) {
+            if let special = specials.first(where: { matches(text, at, $0) }) {
                 next = at + special.unicodeScalars.count
             } else if isLetter(text[at]) {
                 next = end(of: isLetter)
@@ -155,8 +155,12 @@ public struct Tokenizer: Sendable {
 
     /// Case is ignored there, on text in lower case: a long s matches an s.
     private static func matches(_ text: [Unicode.Scalar], _ at: Int, _ word: String) -> Bool {
-        let wanted = word.unicodeScalars
-        return at + wanted.count <= text.count && zip(text[at...], wanted).allSatisfy { $0 == $1 || ($0 == "\u{17F}" && $1 == "s") }
+        let wanted = Array(word.unicodeScalars)
+        let found = text[at...].prefix(wanted.count)
+        let longS: Unicode.Scalar = "\u{17F}"
+        return found.elementsEqual(wanted) { (scalar: Unicode.Scalar, other: Unicode.Scalar) -> Bool in
+            scalar == other || (scalar == longS && other == "s")
+        }
     }
 
     private static func isLetter(_ scalar: Unicode.Scalar) -> Bool {

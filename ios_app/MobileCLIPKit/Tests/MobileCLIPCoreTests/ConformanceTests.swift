@@ -12,7 +12,7 @@ final class ConformanceTests: XCTestCase {
     }
 
     private func items(_ value: JSON?) throws -> [JSON] {
-        guard case .array(let items)? = value else { throw XCTSkip("the kit is damaged") }
+        guard case .array(let items)? = value else { throw MobileCLIPError("the kit is damaged") }
         return items
     }
 
