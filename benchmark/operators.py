@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,23 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobileclip.benchmark.protocol import BenchResult, OperatorRuns
+from mobileclip.benchmark.protocol import BenchResult, OperatorRuns, Profiled
 from mobileclip.export.bundle import ArtifactInfo
 
 _KERNEL = "_kernel_time"
 _NATIVE = "native_call_"
 
 
-def of_answer(answer: Mapping[str, Any]) -> tuple[OperatorRuns, ...]:
+def of_reply(reply: Profiled) -> tuple[OperatorRuns, ...]:
     """The operators in a device's answer to `profile`, in the order in which they run.
 
     Raises:
         ValueError: ONNX Runtime's profile is no JSON, or what is told has the wrong form (`ValidationError` is one).
-        KeyError: Nothing is told.
     """
-    if "onnx_profile" in answer:
-        return of_onnx_profile(answer["onnx_profile"])
-    return tuple(map(OperatorRuns.model_validate, answer["operators"]))
+    return of_onnx_profile(reply.onnx_profile) if reply.onnx_profile is not None else reply.operators or ()
 
 
 def of_onnx_profile(text: str) -> tuple[OperatorRuns, ...]:

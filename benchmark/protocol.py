@@ -1,7 +1,7 @@
 """What is asked of a device and what is kept of its answer. A device only times; the host computes everything else from raw samples.
 
-Schemas, generated from the models below, are in `conformance/`: `bench_request`, `bench_plan`, `bench_answer`, `device_samples` and
-`bench_result.schema.json`.
+Schemas, generated from the models below, are in `conformance/`: `bench_request`, `bench_reply`, `bench_plan`, `bench_answer`,
+`device_samples` and `bench_result.schema.json`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from mobileclip.export.bundle import FileEntry, Precision, Sha256, Target, Tenso
 SCHEMA_VERSION: Literal[3] = 3
 MIN_WARMUP_RUNS = 10
 UNSTABLE_CV_PERCENT = 5.0
+MAX_CLOCK_SHARE = 0.05
+"""Of the median, that the clock's smallest step may have."""
 PARITY_SHARE = 0.05
 """Share of the timed outputs that are kept and compared with the model's own."""
 PROFILED_RUNS = 10
@@ -187,70 +189,105 @@ class OperatorRuns(_Strict):
     """Of the whole, as the runtime estimates it."""
 
 
-class DeviceSamples(_Strict):
-    """What a device gives back for one request: times by a monotonic clock in the order in which they were taken, nothing computed."""
+class Loaded(_Strict):
+    """What a device answers to `load`."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
     engine: Told
     """What ran the artifact, with version."""
     provider: Told
-    """What it was loaded for; `placement` has what ran where."""
-    device: DeviceInfo
-    states: tuple[DeviceState, ...]
-    placement: dict[Told, Annotated[int, Field(ge=0)]] = {}
-    """How many operators each provider, delegate or compute unit runs; empty where the runtime does not tell."""
-    operators: tuple[OperatorRuns, ...] = ()
-    """In the order in which they run; empty unless `per_op` was asked for."""
+    """What it was loaded for; `DeviceSamples.placement` has what ran where."""
     load_ms: NotNegative
     """From the files to a session that can run, compiling included; the first time in this process."""
-    warm_load_ms: NotNegative | None = None
-    """The same again at the end, when whatever is compiled is cached."""
     first_run_ms: NotNegative
+    baseline_memory_bytes: Bytes | None = None
+    """Peak memory before the load: the process itself with its inputs."""
+    clock_ms: NotNegative | None = None
+    """The smallest step of the clock, where it is known: browsers make it coarse on purpose."""
+
+
+class WarmedUp(_Strict):
+    """What a device answers to `warm_up`."""
+
     warmup_ms: tuple[NotNegative, ...]
+
+
+class Block(_Strict):
+    """What a device answers to `block`: a few timed runs."""
+
     latency_ms: tuple[Positive, ...] = Field(min_length=1)
     """One timed run each, of one batch."""
     start_ms: tuple[NotNegative, ...] = ()
     """When each timed run began, from the first one's begin; for `sustained`."""
     wait_ms: tuple[NotNegative, ...] = ()
     """How much of each timed run its thread was ready but another process had the core; empty where the system does not tell."""
-    block_samples: tuple[Annotated[int, Field(ge=1)], ...]
-    """How many consecutive timed runs each turn of this measurement had; other measurements ran between turns."""
-    baseline_memory_bytes: Bytes | None = None
-    """Peak memory before the load: the process itself with its inputs."""
-    peak_memory_bytes: Bytes | None = None
-    ended_early: Told = ""
-    """The error that ended it half way."""
     kept: tuple[KeptOutput, ...]
 
     @model_validator(mode="after")
-    def _fit_together(self) -> DeviceSamples:
-        if sum(self.block_samples) != len(self.latency_ms):
-            raise ValueError("block_samples does not add up to the number of latencies")
+    def _one_for_each_run(self) -> Self:
         for name, values in (("wait_ms", self.wait_ms), ("start_ms", self.start_ms)):
             if values and len(values) != len(self.latency_ms):
                 raise ValueError(f"{name} has another length than latency_ms")
         if any(a > b for a, b in itertools.pairwise(self.start_ms)):
             raise ValueError("start_ms goes back in time")
-        if any(k.sample >= len(self.latency_ms) for k in self.kept):
-            raise ValueError("an output was kept of a run that was not timed")
         return self
 
 
-class Block(_Strict):
-    """What a device answers to `block`: a few timed runs, see the fields of the same names of `DeviceSamples`."""
+class Finished(_Strict):
+    """What a device answers to `finish`."""
 
-    latency_ms: tuple[Positive, ...] = Field(min_length=1)
-    start_ms: tuple[NotNegative, ...]
-    wait_ms: tuple[NotNegative, ...]
-    kept: tuple[KeptOutput, ...]
+    peak_memory_bytes: Bytes | None = None
+    warm_load_ms: NotNegative | None = None
+    """The load once more, when whatever is compiled is cached."""
+
+
+class Profiled(_Strict):
+    """What a device answers to `profile`: one of the two."""
+
+    onnx_profile: str | None = None
+    """The text that ONNX Runtime's profiler has written."""
+    operators: tuple[OperatorRuns, ...] | None = None
 
     @model_validator(mode="after")
-    def _fit_together(self) -> Block:
-        for name, values in (("wait_ms", self.wait_ms), ("start_ms", self.start_ms)):
-            if values and len(values) != len(self.latency_ms):
-                raise ValueError(f"{name} has another length than latency_ms")
-        if any(a > b for a, b in itertools.pairwise(self.start_ms)):
-            raise ValueError("start_ms goes back in time")
+    def _one_of_them(self) -> Self:
+        if (self.onnx_profile is None) == (self.operators is None):
+            raise ValueError("onnx_profile or operators, one of them")
+        return self
+
+
+class Refused(_Strict):
+    """What a device answers to a command that fails."""
+
+    error: str
+    """Class of the error, see `mobileclip.errors`."""
+    exit_code: int
+    message: str
+
+
+Reply = Loaded | WarmedUp | Block | Finished | Profiled | Refused
+"""One JSON object for each command, see `mobileclip.benchmark.devices.rounds`."""
+
+
+class DeviceSamples(Loaded, WarmedUp, Block, Finished):
+    """What a device gives back for one request: times by a monotonic clock in the order in which they were taken, nothing computed."""
+
+    schema_version: Literal[3] = SCHEMA_VERSION
+    device: DeviceInfo
+    states: tuple[DeviceState, ...]
+    placement: dict[Told, Annotated[int, Field(ge=0)]] = {}
+    """How many operators each provider, delegate or compute unit runs; empty where the runtime does not tell."""
+    operators: tuple[OperatorRuns, ...] = ()
+    """In the order in which they run; empty unless `per_op` was asked for."""
+    block_samples: tuple[Annotated[int, Field(ge=1)], ...]
+    """How many consecutive timed runs each turn of this measurement had; other measurements ran between turns."""
+    ended_early: Told = ""
+    """The error that ended it half way."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if sum(self.block_samples) != len(self.latency_ms):
+            raise ValueError("block_samples does not add up to the number of latencies")
+        if any(k.sample >= len(self.latency_ms) for k in self.kept):
+            raise ValueError("an output was kept of a run that was not timed")
         return self
 
 

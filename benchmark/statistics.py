@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobileclip.benchmark.protocol import (
+    MAX_CLOCK_SHARE,
     MIN_WARMUP_RUNS,
     MODES,
     UNSTABLE_CV_PERCENT,
@@ -148,6 +149,10 @@ def invalid_reasons(mode: Mode, samples: DeviceSamples, summary: Summary, found:
         reasons.append(f"{summary.seconds:.2f} s of timed runs, {limits.seconds:g} s are needed")
     if summary.cv_percent > UNSTABLE_CV_PERCENT and mode != "sustained":
         reasons.append(f"unstable: CV {summary.cv_percent:.1f} %, {UNSTABLE_CV_PERCENT:g} % is allowed")
+    if samples.clock_ms is not None and samples.clock_ms > MAX_CLOCK_SHARE * summary.p50_ms:
+        reasons.append(
+            f"the clock's step of {samples.clock_ms:g} ms is coarse for a median of {summary.p50_ms:g} ms; open the page locally"
+        )
     before = next((s for s in samples.states if s.moment == "before"), None)
     if before and before.thermal not in ("nominal", "unknown"):
         reasons.append(f"the device was warm at the start (thermal state {before.thermal}); let it cool down")

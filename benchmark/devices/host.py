@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from mobileclip.benchmark.devices.device import Linked
 from mobileclip.benchmark.devices.rounds import Job, Moment, ProcessLink
@@ -15,6 +18,9 @@ from mobileclip.benchmark.protocol import DeviceInfo, DeviceState, unit
 from mobileclip.export.bundle import TARGETS, ArtifactInfo
 from mobileclip.export.runtimes import PACKAGES
 from mobileclip.export.runtimes.coreml import UNITS
+
+POWER_PROFILE = Path("/sys/firmware/acpi/platform_profile")
+"""Linux tells there whether it saves power (kernel documentation, `sysfs-platform_profile`)."""
 
 
 class _WorkerLink(ProcessLink):
@@ -60,7 +66,14 @@ class Host(Linked):
         )
 
     def state(self, moment: Moment) -> DeviceState:  # noqa: D102
-        return DeviceState(moment=moment, load_average_1m=round(os.getloadavg()[0], 2))
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+        return DeviceState(
+            moment=moment,
+            battery_percent=min(max(battery.percent, 0.0), 100.0) if battery else None,
+            charging=battery.power_plugged if battery else None,
+            low_power=_saves_power(),
+            load_average_1m=round(os.getloadavg()[0], 2),
+        )
 
 
 def _cpu_model() -> str:
@@ -71,13 +84,28 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
 
 
+def _saves_power() -> bool | None:
+    """Whether the system saves power; None where it does not tell."""
+    if sys.platform == "darwin":
+        found = re.search(r"^\s*lowpowermode\s+(\d)", _said("/usr/bin/pmset", "-g"), re.MULTILINE)
+        return found[1] == "1" if found else None
+    try:
+        return POWER_PROFILE.read_text().strip() == "low-power"
+    except OSError:
+        return None
+
+
 def _sysctl(name: str) -> str:
     """A value of a Mac's kernel; empty if it has none of that name."""
+    return _said("/usr/sbin/sysctl", "-n", name)
+
+
+def _said(*command: str) -> str:
+    """What a tool of the system prints; empty if it is not there or fails."""
     try:
-        asked = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=10)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return asked.stdout.strip()
 
 
 def _os_name() -> str:

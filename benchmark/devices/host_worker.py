@@ -182,6 +182,7 @@ def _answer(command: dict[str, Any], state: list[Measurement]) -> dict[str, Any]
                 "load_ms": measurement.load_ms,
                 "first_run_ms": measurement.first_run_ms,
                 "baseline_memory_bytes": measurement.baseline_memory_bytes,
+                "clock_ms": 1e3 * time.get_clock_info("perf_counter").resolution,
             }
         case "warm_up":
             return {"warmup_ms": state[0].warm_up()}

@@ -6,13 +6,14 @@ measurement. All models of a call are in memory at the same time; measure in sev
 A device answers commands, each with one JSON object; `Link` carries them. On a host's and a phone's runner they are lines on standard
 input and output, on a web page they come over HTTP:
 
-    {"do": "load", "request": BenchRequest, "bundle": PLACE, "inputs": PLACE}
-                                             -> {"engine", "provider", "load_ms", "first_run_ms", "baseline_memory_bytes"}
-    {"do": "warm_up"}                        -> {"warmup_ms": [...]}
-    {"do": "block", "seconds", "samples"}    -> {"latency_ms": [...], "start_ms": [...], "wait_ms": [...], "kept": [KeptOutput, ...]}
-    {"do": "finish"}                         -> {"peak_memory_bytes", "warm_load_ms"}
-    {"do": "profile", "runs"}                -> {"onnx_profile": TEXT} or {"operators": [OperatorRuns, ...]}
-    anything that fails                      -> {"error": CLASS, "exit_code", "message"}
+    {"do": "load", "request": BenchRequest, "bundle": PLACE, "inputs": PLACE}    -> Loaded
+    {"do": "warm_up"}                                                            -> WarmedUp
+    {"do": "block", "seconds": least time, "samples": least number}              -> Block
+    {"do": "finish"}                                                             -> Finished
+    {"do": "profile", "runs": number}                                            -> Profiled
+    anything that fails                                                          -> Refused
+
+The answers are models of `protocol`; `conformance/bench_reply.schema.json` is their schema.
 """
 
 from __future__ import annotations
@@ -30,13 +31,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mobileclip import errors
 from mobileclip.benchmark import operators
-from mobileclip.benchmark.protocol import PROFILED_RUNS, BenchRequest, Block, DeviceInfo, DeviceSamples, DeviceState
+from mobileclip.benchmark.protocol import (
+    PROFILED_RUNS,
+    BenchRequest,
+    Block,
+    DeviceInfo,
+    DeviceSamples,
+    DeviceState,
+    Finished,
+    Loaded,
+    Profiled,
+    WarmedUp,
+)
 from mobileclip.errors import DeviceError, Interrupted, MobileClipError, one_line
 
 BLOCK_SECONDS, BLOCK_SAMPLES = 0.5, 4
@@ -50,9 +62,7 @@ COOL_SECONDS, COOL_STEP_SECONDS = 300.0, 5.0
 MAX_ANSWER_CHARS = 64 * 2**20
 MAX_UNREAD_ANSWERS = 16
 
-_LOADED = ("engine", "provider", "load_ms", "first_run_ms", "baseline_memory_bytes")
-_FINISHED = ("peak_memory_bytes", "warm_load_ms")
-
+_Answer = TypeVar("_Answer", bound=BaseModel)
 Progress = Callable[[str], None]
 Moment = Literal["before", "during", "after"]
 
@@ -102,12 +112,13 @@ class Link(ABC):
         """An error about this measurement."""
         return DeviceError(f"{self.job.bundle}: {self.job.request.target} {self.job.request.tower}: {text}")
 
-    def ask(self, do: str, **values: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer.
+    def ask(self, form: type[_Answer], do: str, **values: Any) -> _Answer:
+        """Send a command and wait for its answer, of the form that belongs to it.
 
         Raises:
             MobileClipError: What the device reported, under its own class.
             DeviceError: It crashed, hung or answered nonsense.
+            ValidationError: The answer has another form.
         """
         line = self.answer({"do": do, **values})
         try:
@@ -118,7 +129,7 @@ class Link(ABC):
             raise self.error(f"the answer to '{do}' is not valid JSON: {line[:80]!r}") from None
         if "error" in answer:
             raise self._reported(answer)
-        return answer
+        return form.model_validate(answer)
 
     def _reported(self, answer: Mapping[str, Any]) -> MobileClipError:
         kind, message = getattr(errors, str(answer["error"]), None), one_line(Exception(answer.get("message")))
@@ -188,7 +199,8 @@ class ProcessLink(Link):
 class _Collected:
     """What has been collected for one job so far."""
 
-    loaded: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
+    """All answers but those of the blocks."""
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in Block.model_fields})
     block_samples: list[int] = field(default_factory=list)
     states: list[DeviceState] = field(default_factory=list)
@@ -287,11 +299,11 @@ class Rounds:
     def _load(self, link: Link, collected: _Collected) -> None:
         self._progress(f"loading {link.job.request.label}")
         request = link.job.request.model_dump(mode="json")
-        collected.loaded = _part(link.ask("load", request=request, bundle=link.bundle, inputs=link.inputs), _LOADED)
+        collected.told |= dict(link.ask(Loaded, "load", request=request, bundle=link.bundle, inputs=link.inputs))
 
     def _warm_up(self, link: Link, collected: _Collected) -> None:
         self._progress(f"warming up {link.job.request.label}")
-        collected.loaded["warmup_ms"] = link.ask("warm_up")["warmup_ms"]
+        collected.told |= dict(link.ask(WarmedUp, "warm_up"))
 
     def _turn(self, link: Link, collected: _Collected) -> DeviceSamples | None:
         request, latency_ms = link.job.request, collected.columns["latency_ms"]
@@ -309,7 +321,8 @@ class Rounds:
         if collected.share(request) < 1:
             return None
         self._look(collected, "after")
-        return self._samples(collected, **_part(link.ask("finish"), _FINISHED))
+        collected.told |= dict(link.ask(Finished, "finish"))
+        return self._samples(collected)
 
     def _look_at_operators(self, i: int, link: Link) -> None:
         """Where the operators run, and what each costs if that was asked for. Nothing depends on it."""
@@ -317,7 +330,7 @@ class Rounds:
         if samples is None or self._ended[i].error is not None:
             return
         try:
-            found = operators.of_answer(link.ask("profile", runs=PROFILED_RUNS if per_op else 1))
+            found = operators.of_reply(link.ask(Profiled, "profile", runs=PROFILED_RUNS if per_op else 1))
         except (MobileClipError, KeyError, TypeError, ValueError, ArithmeticError) as e:
             if per_op:
                 self._progress(f"{link.job.request.label}: the operators' costs are not known ({one_line(e)})")
@@ -335,8 +348,7 @@ class Rounds:
         if time.monotonic() - collected.looked_s > STATE_SECONDS:
             self._look(collected, "during")
         seconds, samples = min(seconds, request.min_seconds), min(samples, request.min_samples)
-        # checked before any of it is added: what came before is kept
-        block = Block.model_validate(_part(link.ask("block", seconds=seconds, samples=samples), tuple(Block.model_fields)))
+        block = link.ask(Block, "block", seconds=seconds, samples=samples)
         # 0.9: times are rounded; with less than was asked for it would never end
         if len(block.latency_ms) < samples or sum(block.latency_ms) < 0.9e3 * seconds:
             raise TypeError("latency_ms must reach what was asked for")
@@ -349,13 +361,13 @@ class Rounds:
             earlier[name] += getattr(block, name)
         collected.block_samples[-1] += len(block.latency_ms)
 
-    def _samples(self, collected: _Collected, **more: Any) -> DeviceSamples:
+    def _samples(self, collected: _Collected, **more: str) -> DeviceSamples:
         blocks, columns = [n for n in collected.block_samples if n], dict(collected.columns)
         for name in ("start_ms", "wait_ms"):  # where one block does not tell it, the rest is of no use
             if len(columns[name]) != len(columns["latency_ms"]):
                 columns[name] = []
         return DeviceSamples.model_validate(
-            {**collected.loaded, **columns, "device": self._device, "states": collected.states, "block_samples": blocks, **more}
+            {**collected.told, **columns, "device": self._device, "states": collected.states, "block_samples": blocks, **more}
         )
 
     def _cut_short(self, collected: _Collected, error: MobileClipError) -> Ended:
@@ -363,8 +375,3 @@ class Rounds:
         with contextlib.suppress(ValidationError):
             return Ended(self._samples(collected, ended_early=one_line(error)), error)
         return Ended(None, error)
-
-
-def _part(answer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What is expected of an answer, and nothing else."""
-    return {name: answer[name] for name in names}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ import pytest
 from mobileclip.benchmark import statistics
 from mobileclip.benchmark.bench import bench, course, default_bundles, find_bundles, read_results, save, table
 from mobileclip.benchmark.compare import compare
-from mobileclip.benchmark.devices import rounds
+from mobileclip.benchmark.devices import host, rounds
 from mobileclip.benchmark.devices.host import Host
 from mobileclip.benchmark.devices.rounds import Ended, Job, ProcessLink, Rounds
-from mobileclip.benchmark.protocol import BenchRun
+from mobileclip.benchmark.protocol import BenchRun, Loaded, WarmedUp
 from mobileclip.errors import BundleError, DeviceError, InputError, MissingToolError
 from mobileclip.export.bundle import ArtifactInfo, Bundle, FileEntry, Options, TensorInfo
 from tests.benchmark.conftest import request
@@ -274,9 +275,9 @@ def test_library_output_on_stdout_does_not_reach_the_protocol(tiny_bundle: Path,
     job = Job(request(), tiny_bundle, inputs)
     w = ProcessLink(job, str(tiny_bundle), str(inputs), [sys.executable, "-c", script], 60)
     try:
-        loaded = w.ask("load", request=job.request.model_dump(mode="json"), bundle=str(tiny_bundle), inputs=str(inputs))
-        assert loaded["engine"].startswith("onnxruntime")
-        assert len(w.ask("warm_up")["warmup_ms"]) == 10
+        loaded = w.ask(Loaded, "load", request=job.request.model_dump(mode="json"), bundle=str(tiny_bundle), inputs=str(inputs))
+        assert loaded.engine.startswith("onnxruntime")
+        assert len(w.ask(WarmedUp, "warm_up").warmup_ms) == 10
     finally:
         w.close()
 
@@ -454,3 +455,15 @@ def test_errors_are_one_line_with_the_right_code(arguments: list[str], code: int
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
+
+
+def test_the_state_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host.psutil, "sensors_battery", lambda: SimpleNamespace(percent=100.4, power_plugged=False), raising=False)
+    monkeypatch.setattr(host, "POWER_PROFILE", tmp_path / "profile")
+    monkeypatch.setattr(host.sys, "platform", "linux")
+    found = Host().state("before")
+    assert (found.battery_percent, found.charging, found.low_power) == (100, False, None)
+    (tmp_path / "profile").write_text("low-power\n")
+    assert Host().state("after").low_power is True
+    monkeypatch.setattr(host.psutil, "sensors_battery", lambda: None)
+    assert Host().state("after").battery_percent is None

@@ -70,7 +70,7 @@ def test_a_device_that_tells_nothing_of_use_costs_nothing_but_the_operators(tiny
     def nonsense(answer: object) -> None:
         raise ValueError("not a profile")
 
-    monkeypatch.setattr(operators, "of_answer", nonsense)
+    monkeypatch.setattr(operators, "of_reply", nonsense)
     told: list[str] = []
     found = bench([tiny_bundle], towers=["image"], per_op=True, progress=told.append, **QUICK)
     assert found.failures == ()

@@ -80,6 +80,11 @@ def test_the_state_of_the_device_counts(state: dict, reason: str | None) -> None
     assert found == ([reason] if reason else [])
 
 
+@pytest.mark.parametrize(("clock_ms", "counts"), [(None, True), (0.0, True), (4.9, True), (5.1, False)])
+def test_a_coarse_clock_counts(clock_ms: float | None, counts: bool) -> None:
+    assert (reasons(device_samples([100.0] * 100, clock_ms=clock_ms)) == []) is counts
+
+
 def test_emulated_results_never_count() -> None:
     device = {"name": "x", "model": "x", "os": "x", "emulated": True}
     assert reasons(device_samples([100.0] * 100, device=device)) == ["emulated: the numbers say nothing about a device"]

@@ -13,6 +13,7 @@ import pytest
 from mobileclip.benchmark import devices
 from mobileclip.benchmark.bench import bench
 from mobileclip.benchmark.devices import adb, rounds, setup
+from mobileclip.benchmark.devices.rounds import Link
 from mobileclip.errors import DeviceError, InputError, MissingToolError, StorageError
 from tests.benchmark.conftest import write_bundle
 from tests.devices import phone as fake
@@ -233,6 +234,25 @@ def test_what_was_measured_before_it_was_unplugged_is_kept(plug_in, arm64, bundl
     found = bench([bundle], device=device, towers=["text"], seconds=0.05, samples=3)
     (result,), (failure,) = found.results, found.failures
     assert len(result.samples.latency_ms) >= 3
+    assert result.reasons[0].startswith("ended early: ")
+    assert failure.exit_code == 4
+
+
+def test_a_phone_unplugged_after_the_last_timed_run(plug_in, arm64, bundle, monkeypatch):
+    phone = plug_in()
+    device = devices.find("android")
+    ask = Link.ask
+
+    def asked(link, form, do, **values):
+        if do == "finish":
+            phone.unplug()
+        return ask(link, form, do, **values)
+
+    monkeypatch.setattr(Link, "ask", asked)
+    found = bench([bundle], device=device, towers=["text"], seconds=0.05, samples=3)
+    (result,), (failure,) = found.results, found.failures
+    assert len(result.samples.latency_ms) >= 3
+    assert [s.moment for s in result.samples.states] == ["before", "after"]
     assert result.reasons[0].startswith("ended early: ")
     assert failure.exit_code == 4
 

@@ -116,6 +116,22 @@ def test_an_android_app_that_fails(installed, bundle, fault, message, results):
     assert len(found.failures) == 2 - results
 
 
+@pytest.mark.parametrize("step", ["pm list", "sync", "cp -r", "am instrument", "head -c"])
+def test_an_android_phone_with_the_app_unplugged_at(installed, bundle, step):
+    phone = installed()
+    device = devices.find("android", via="app")
+    before = phone.before
+    phone.before = lambda service: phone.unplug() if step in service else before(service)
+    begin = time.monotonic()
+    try:
+        message = bench([bundle], device=device, **QUICK).failures[0].message
+    except DeviceError as e:
+        message = str(e)
+    assert re.search("is not connected any more|is offline; reconnect", message), message
+    assert "\n" not in message
+    assert time.monotonic() - begin < 60
+
+
 def test_an_android_app_that_hangs(installed, bundle):
     installed("hang")
     begin = time.monotonic()
