@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mobileclip.benchmark import bench, report
+from mobileclip.benchmark import report
+from mobileclip.benchmark.bench import bench
 from mobileclip.benchmark.protocol import BenchResult
 from mobileclip.benchmark.report import Prediction
+from mobileclip.benchmark.results import save
 from mobileclip.export.bundle import PRECISIONS, Bundle, Options, default_name
 from mobileclip.export.encoder import from_bundle
 from mobileclip.export.export import export_bundle
@@ -71,9 +73,9 @@ def run(source: str, out: Path, progress: Callable[[str], None]) -> Demo:
     bundles = []
     for precision in PRECISIONS:
         bundles.append(export_bundle(model, Options(precision=precision), out / default_name(model.name, precision), progress))
-    measured = bench.bench([b.path for b in bundles], progress=progress)
+    measured = bench([b.path for b in bundles], progress=progress)
     results = out / "results"
-    bench.save(measured, results)
+    save(measured, results)
     prediction = try_out(bundles[0], _trial(model.name))
     page = out / "report.html"
     report.write(report.collect([*(b.path for b in bundles), results]), page, prediction)

@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from mobileclip import __version__
 from mobileclip.benchmark import plots
-from mobileclip.benchmark.bench import course, read_results
 from mobileclip.benchmark.devices.device import plain
 from mobileclip.benchmark.operators import dearest
 from mobileclip.benchmark.plots import Point, distribution, nice_step, scatter, tick_text
 from mobileclip.benchmark.protocol import BenchResult, DeviceInfo
+from mobileclip.benchmark.results import course, read_results
 from mobileclip.errors import InputError
 from mobileclip.export.bundle import MANIFEST, TOWERS, Bundle
 from mobileclip.files import write_bytes

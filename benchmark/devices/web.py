@@ -2,7 +2,7 @@
 
 The page asks for commands (see `rounds`) by long polling and hands each to a worker of its own, one a measurement. Everything is served
 below a secret path; the first browser that opens it has the page for itself. Nothing is served but the page, the runtime and the files of
-this call's measurements.
+this call's measurements and of their first bundle with both towers: when all is measured the page fetches it, for a person to try there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -30,9 +31,8 @@ from mobileclip.benchmark.devices.device import Linked
 from mobileclip.benchmark.devices.rounds import Job, Link, Moment, Progress
 from mobileclip.benchmark.protocol import BenchResult, DeviceInfo, DeviceState
 from mobileclip.errors import DeviceError, one_line
-from mobileclip.export.bundle import ArtifactInfo
+from mobileclip.export.bundle import MANIFEST, TOWERS, ArtifactInfo, read_manifest
 
-_PAGE_FILES = ("index.html", "style.css", "page.mjs", "worker.mjs")
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 OPEN_SECONDS = 300.0
@@ -43,6 +43,8 @@ LOST_SECONDS = 30.0
 """Without a sign of life the page is gone."""
 SLOW_SECONDS = 20.0
 """How long a client may take for each part of a request."""
+KEEP_SECONDS = 60.0
+"""How long the page may take to show the results and to fetch what is to be tried."""
 MAX_BODY_BYTES = 64 << 20
 MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 64, 16
 """At the same time, of all addresses but the page's own, and of one: nobody keeps the others out. A browser has six."""
@@ -319,6 +321,28 @@ class _Server(ThreadingHTTPServer):
         """A client that went away or was too slow is no news."""
 
 
+def page_files() -> dict[str, bytes]:
+    """The page's own files, each by its name below the page."""
+    return dict(_files_below(files("mobileclip.benchmark.devices") / "web", ""))
+
+
+def _files_below(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files_below(entry, f"{prefix}{entry.name}/")
+        elif Path(entry.name).suffix in _TYPES:
+            yield prefix + entry.name, entry.read_bytes()
+
+
+def bundle_files(bundle: Path) -> dict[str, Path]:
+    """What a browser needs to run a bundle, each by its name below the page; nothing if it cannot."""
+    manifest = read_manifest(bundle)
+    towers = {a.tower: a.path for a in manifest.artifacts if a.target == "onnx" and len(a.files) == 1}
+    if len(towers) < len(TOWERS):
+        return {}
+    return {f"bundle/{name}": bundle / name for name in (MANIFEST, manifest.tokenizer.file.path, manifest.golden.path, *towers.values())}
+
+
 def lan_address() -> str:
     """This machine's address in its network.
 
@@ -365,6 +389,8 @@ class Web(Linked):
     lan = False
     show: Callable[[str], None] | None = None
     _page: Page | None = None
+    _tried: Mapping[str, object] | None = None
+    """How the bundle was measured that the page may keep."""
 
     def lacks(self, artifact: ArtifactInfo) -> str | None:  # noqa: D102 (see Device)
         if artifact.target != "onnx":
@@ -376,10 +402,11 @@ class Web(Linked):
 
     @contextlib.contextmanager
     def prepared(self, jobs: Sequence[Job], progress: Progress) -> Iterator[None]:  # noqa: D102
-        content = {name: (files("mobileclip.benchmark.devices") / "web" / name).read_bytes() for name in _PAGE_FILES}
         paths = {f"files/{i}/{job.request.artifact}": job.bundle / job.request.artifact for i, job in enumerate(jobs)}
         paths |= {f"files/{i}/inputs": job.inputs for i, job in enumerate(jobs)}
-        page = Page(content | setup.web(progress), paths)
+        kept = next(((job.request, found) for job in jobs if (found := bundle_files(job.bundle))), None)
+        self._tried = {"provider": kept[0].provider, "threads": kept[0].threads} if kept else None
+        page = Page(page_files() | setup.web(progress), paths | (kept[1] if kept else {}))
         server = _Server("0.0.0.0" if self.lan else "127.0.0.1", 0, page)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
@@ -429,13 +456,13 @@ class Web(Linked):
             }
             for r in results
         ]  # fmt: skip
-        with contextlib.suppress(DeviceError):  # the numbers are here already
-            self._ask_page("show", results=rows)
+        with contextlib.suppress(DeviceError, KeyboardInterrupt):  # the numbers are here already
+            self._ask_page("show", KEEP_SECONDS, results=rows, model=self._tried)
 
-    def _ask_page(self, do: str, **values: Any) -> dict[str, Any]:
+    def _ask_page(self, do: str, timeout_s: float = 20.0, **values: Any) -> dict[str, Any]:
         assert self._page is not None
         try:
-            told = json.loads(self._page.ask(None, {"do": do, **values}, 20))
+            told = json.loads(self._page.ask(None, {"do": do, **values}, timeout_s))
         except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict):

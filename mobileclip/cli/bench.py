@@ -48,8 +48,8 @@ def bench(
 
     All models are in memory at the same time; give fewer bundles in one call where that is too much.
     """
-    from mobileclip.benchmark import bench as benchmark
-    from mobileclip.benchmark import devices, operators
+    from mobileclip.benchmark import devices, operators, results
+    from mobileclip.benchmark.bench import bench as measure
     from mobileclip.benchmark.devices.app import AppDevice
     from mobileclip.benchmark.devices.web import Web
     from mobileclip.benchmark.protocol import Mode
@@ -73,23 +73,23 @@ def bench(
         raise did_you_mean("tower", tower, (*TOWERS, "both"))
     if app and not app.exists():
         raise InputError(f"--app {app}: no such file; check the path")
-    benchmark.check_target(out)
+    results.check_target(out)
     with output.progress(json_output=json_output) as progress:
-        run = benchmark.bench(
+        run = measure(
             bundles or [], device=place, runtimes=runtime, towers=towers, provider=provider, threads=threads, mode=cast(Mode, mode),
             seconds=seconds, samples=samples, per_op=per_op, progress=progress,
         )  # fmt: skip
     if json_output:
         output.print_json(run.model_dump(mode="json"))
-    paths = benchmark.save(run, out)
+    paths = results.save(run, out)
     if not json_output:
         if run.results:
-            output.print_table(f"{threads} thread(s) on {run.results[0].device.model}", COLUMNS, benchmark.table(run.results))
+            output.print_table(f"{threads} thread(s) on {run.results[0].device.model}", COLUMNS, results.table(run.results))
         for result in run.results:
             if result.samples.operators:
                 title = f"{result.label}: the operators that cost most, of {len(result.samples.operators)}"
                 output.print_table(title, OPERATOR_COLUMNS, operators.dearest(result))
-        courses = [line for result in run.results if (line := benchmark.course(result))]
+        courses = [line for result in run.results if (line := results.course(result))]
         for line in (*courses, *run.skipped, *(f"saved {path}" for path in paths)):
             output.print_line(line)
     for failure in run.failures:

@@ -20,8 +20,8 @@ def compare(
     """Say whether B is faster or slower than A, or no different, from the raw samples. Example:
     mobileclip compare before.json after.json
     """
-    from mobileclip.benchmark.bench import read_results
     from mobileclip.benchmark.compare import compare_all
+    from mobileclip.benchmark.results import read_results
 
     found, alone = compare_all(read_results(a), read_results(b))
     if json_output:

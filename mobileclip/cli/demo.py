@@ -17,15 +17,15 @@ def demo(
     """The whole road: checkpoint, fused, exported to every target, verified, timed on this host, used, reported. Example:
     mobileclip demo mobileclip_s0.pt -o s0
     """
-    from mobileclip.benchmark import bench as benchmark
     from mobileclip.benchmark.demo import run
+    from mobileclip.benchmark.results import table
     from mobileclip.cli.bench import COLUMNS
 
     with output.progress() as step:
         result = run(model, out, step)
     for bundle in result.bundles:
         output.print_parity(str(bundle.path), bundle)
-    output.print_table("host, 1 thread", COLUMNS, benchmark.table(result.results))
+    output.print_table("host, 1 thread", COLUMNS, table(result.results))
     trained = "" if result.prediction.trained else " (untrained weights: predictions mean nothing)"
     output.print_table(f"{result.prediction.caption}{trained}", ("label", "probability"), result.prediction.rows)
     output.print_table(

@@ -22,8 +22,8 @@ def report(
     mobileclip report mobileclip_nano-fp32 results -o report.html
     """
     from mobileclip.benchmark import report as reports
-    from mobileclip.benchmark.bench import read_results
     from mobileclip.benchmark.compare import regressions
+    from mobileclip.benchmark.results import read_results
     from mobileclip.errors import GateError
 
     inputs = reports.collect(paths, device, runtime)

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from mobileclip.benchmark import statistics
-from mobileclip.benchmark.bench import bench, course, default_bundles, find_bundles, read_results, save, table
+from mobileclip.benchmark.bench import bench, default_bundles, find_bundles
 from mobileclip.benchmark.compare import compare
 from mobileclip.benchmark.devices import host, rounds
 from mobileclip.benchmark.devices.host import Host
 from mobileclip.benchmark.devices.rounds import Ended, Job, ProcessLink, Rounds
 from mobileclip.benchmark.protocol import BenchRun, Loaded, WarmedUp
+from mobileclip.benchmark.results import course, read_results, save, table
 from mobileclip.errors import BundleError, DeviceError, InputError, MissingToolError
 from mobileclip.export.bundle import ArtifactInfo, Bundle, FileEntry, Options, TensorInfo
 from tests.benchmark.conftest import request

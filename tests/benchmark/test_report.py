@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from mobileclip.benchmark import report
-from mobileclip.benchmark.bench import bench, save
+from mobileclip.benchmark.bench import bench
 from mobileclip.benchmark.plots import Point, pareto, scatter
 from mobileclip.benchmark.protocol import BenchResult, BenchRun, DeviceInfo
+from mobileclip.benchmark.results import save
 from mobileclip.errors import InputError
 from mobileclip.export.bundle import Bundle
 from mobileclip.specs import REGISTRY
