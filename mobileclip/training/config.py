@@ -15,6 +15,8 @@ from mobileclip.specs import get_spec
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e30)]
+MAX_BATCH_SIZE = 2**20
+"""Logits of a larger one alone would fill terabytes."""
 """Of learning; float32 holds little more."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -112,7 +114,7 @@ class TextPretrainingConfig(Strict):
 
     texts: Positive
     """Seen in all, over all processes."""
-    batch_size: Annotated[int, Field(ge=4)] = 512
+    batch_size: Annotated[int, Field(ge=4, le=MAX_BATCH_SIZE)] = 512
     """Texts, of all processes together."""
     lr: Rate = 3e-3
     """After a warm-up of a tenth of the steps; falls to 0 by a cosine."""
@@ -149,7 +151,7 @@ class TrainConfig(Strict):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=2, le=MAX_BATCH_SIZE)]
     """Of all processes together."""
     accumulation: Positive = 1
     """Micro-batches a step."""

@@ -23,7 +23,7 @@ from mobileclip.data.loader import Loader
 from mobileclip.data.samples import Tally
 from mobileclip.data.source import find_shards
 from mobileclip.data.stream import Position
-from mobileclip.errors import GateError, InputError, MissingToolError, one_line
+from mobileclip.errors import CheckpointError, GateError, InputError, MissingToolError, one_line
 from mobileclip.files import locked, remove_stale
 from mobileclip.models.clip import CLIP
 from mobileclip.training import distributed, state
@@ -145,6 +145,14 @@ class _Run:
         path = state.path_of(self.folder, steps[-1])
         stored = state.load(path)
         state.check_same_run(path, stored, self._deciding)
+        try:
+            self._take_over(stored)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+            raise CheckpointError(f"{path}: is damaged ({type(e).__name__}); remove it to go on from the one before") from e
+        if distributed.main_process():
+            self.progress(f"going on from step {self.step:,} of {self.config.steps:,}")
+
+    def _take_over(self, stored: state.State) -> None:
         self.step = stored["step"]
         self.student.load_state_dict(stored["student"])
         self.optimizer.load_state_dict(stored["optimizer"])
@@ -156,8 +164,6 @@ class _Run:
         torch.set_rng_state(mine["rng"])
         self.loader.position = Position(*mine["position"])
         self.loader.tally = Tally(mine["seen"], Counter(mine["skipped"]))
-        if distributed.main_process():
-            self.progress(f"going on from step {self.step:,} of {self.config.steps:,}")
 
     @property
     def _deciding(self) -> dict[str, Any]:

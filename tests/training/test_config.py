@@ -81,6 +81,7 @@ def test_defaults(tmp_path):
         (("schema_version: 1", "schema_version: 2"), ":1: schema_version: "),
         (("batch_size: 10", "batch_size: 10\nbatch_size: 11"), ":7: batch_size is there twice"),
         (("batch_size: 10", "batch_size: .nan"), ":6: batch_size: "),
+        (("batch_size: 10", "batch_size: 1000000000000"), ":6: batch_size: Input should be less than or equal to 1048576"),
         (("[data]", "[data"), "is not YAML"),
         (("shards: [data]", "shards: &a [*a]"), "anchors"),
         (("batch_size: 10", "batch_size: !!python/object/apply:os.system [exit]"), ""),

@@ -93,6 +93,17 @@ def test_going_on(whole, shards, tmp_path):
     assert [line["step"] for line in read_log(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("damage", [
+    {"processes": []}, {"processes": [{}]}, {"processes": 3}, {"student": {}}, {"student": {"a": torch.zeros(1)}},
+    {"optimizer": {}}, {"optimizer": 1},
+])  # fmt: skip
+def test_a_state_that_was_damaged_by_hand(whole, shards, tmp_path, damage):
+    path = state.path_of(whole, max(state.saved_steps(whole)))
+    torch.save(torch.load(path, weights_only=True) | damage, tmp_path / path.name)
+    with pytest.raises(CheckpointError, match=r"is damaged \(\w+\); remove it to go on from the one before"):
+        train(settings(shards), tmp_path, progress=silent)
+
+
 def killed(config, folder, after_s):
     """Train in a process of its own that is killed at a moment."""
     child = os.fork()
