@@ -15,7 +15,7 @@ COMMANDS = (
     "models", "pull", "convert", "export", "verify", "classify", "embed", "search", "train", "eval", "reinforce", "bench", "devices",
     "setup", "compare", "report", "conformance", "demo", "ratios", "doctor",
 )  # fmt: skip
-GROUPS = {"data": ("Training data.", ("fetch",))}
+GROUPS = {"data": ("Training data.", ("fetch",)), "app": ("The sample app on a phone.", ("install",))}
 """`mobileclip GROUP COMMAND` is the function COMMAND of `mobileclip.cli.GROUP_COMMAND`."""
 
 

@@ -1,0 +1,40 @@
+"""`mobileclip app install`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer
+
+from mobileclip.cli import output
+
+
+def install(
+    device: str = typer.Option(..., "--device", help="Serial number, udid, name, model or alias; see mobileclip devices."),
+    source: Path | None = typer.Option(
+        None, help="The folder android_app or ios_app of the repository, if the toolkit does not run there."
+    ),
+    team: str | None = typer.Option(None, help="For an iPhone: the id of the Apple developer team that signs."),
+    app_id: str | None = typer.Option(None, help="For an iPhone: a name of your own for the app; give it to bench as well."),
+) -> None:
+    """Build the sample app, which also benchmarks, and install it on a phone; needs Gradle and an Android SDK, or Xcode. Example:
+    mobileclip app install --device pixel8
+    """
+    from mobileclip.benchmark import devices
+    from mobileclip.benchmark.devices import build
+    from mobileclip.benchmark.devices.app import AppDevice
+    from mobileclip.errors import InputError
+
+    place = devices.find(device)
+    if place.kind.startswith("android"):
+        place = devices.find(device, "app")
+    if not isinstance(place, AppDevice):
+        raise InputError(f"{place.name} runs no app; name a phone")
+    if app_id is not None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", app_id):
+            raise InputError(f"--app-id {app_id!r} is no name of an app; it is like org.example.bench")
+        place.app = app_id
+    with output.progress() as progress:
+        package = build.install(place, source, team, progress)
+    output.print_line(f"{package.name} is on {place.name}; measure with: mobileclip bench --device {device}")
