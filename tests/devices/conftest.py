@@ -14,10 +14,17 @@ import pytest
 
 from mobileclip.benchmark.devices import setup
 from mobileclip.errors import MobileClipError
+from tests.benchmark.conftest import write_bundle
 from tests.devices.phone import Phone
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 RULE = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both towers of an untrained stand-in, which run in a moment."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", batch=2)
 
 
 @pytest.fixture(scope="session")

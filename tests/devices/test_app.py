@@ -19,7 +19,6 @@ from mobileclip.benchmark.bench import bench
 from mobileclip.benchmark.devices import ios
 from mobileclip.benchmark.devices.app import APP
 from mobileclip.errors import DeviceError, StorageError
-from tests.benchmark.conftest import write_bundle
 from tests.devices.iphone import IPhone
 from tests.devices.phone import Phone
 
@@ -27,11 +26,6 @@ QUICK = {"seconds": 0.02, "samples": 40}
 SIMULATOR, XCRUN = (Path(__file__).with_name(name) for name in ("app.py", "xcrun.py"))
 PYMOBILEDEVICE3 = Path(__file__).parents[2] / "build/tools/bin/pymobiledevice3"
 UDID = "00008101-000A1B2C3D4E5F60"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", batch=2)
 
 
 def check(found) -> None:

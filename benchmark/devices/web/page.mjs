@@ -1,9 +1,11 @@
 // Asks for commands, hands them to one worker a measurement, and shows how it goes.
 
+import * as trial from "./try.mjs";
+
 const HEARTBEAT_MS = 3000;
 const $ = (id) => document.getElementById(id);
 const workers = new Map(), progress = new Map(), cards = new Map();
-let session = "", hidden = document.hidden, over = false;
+let session = "", hidden = document.hidden, over = false, alone = false;
 
 // A phone's network drops now and then: both sides know what has arrived, so that it can be asked again.
 async function call(name, options = {}, tries = 5) {
@@ -119,7 +121,7 @@ function strip(latencies) {
   return [svg, element("p", "soft range", `${low.toFixed(2)} to ${high.toFixed(2)} ms`)];
 }
 
-function show(results) {
+async function show(results, model) {
   over = true;
   $("measurements").replaceChildren(...results.map((r) => {
     const box = element("div", "card"), value = element("p", "value", r.p50_ms.toFixed(2));
@@ -132,9 +134,11 @@ function show(results) {
     for (const reason of r.reasons) box.append(element("p", "soft", reason));
     return box;
   }));
-  tell("Done", "The results were sent. You may close this page.");
   $("bar").firstElementChild.style.width = "100%";
   $("hint").hidden = true;
+  if (model) tell("Nearly done", "The results were sent. The model is being fetched once more, for you to try.");
+  const why = model ? await trial.open(model) : "";
+  tell("Done", `The results were sent. You may close this page${model && !why ? ", or try the model below" : ""}.${why && ` The model cannot be tried here: ${why}`}`);
 }
 
 // --- the conversation ------------------------------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ async function answerTo({ measurement, command }) {
   if (measurement !== null) return measure(measurement, command);
   if (command.do === "info") return info();
   if (command.do === "state") return state();
-  if (command.do === "show") show(command.results);
+  if (command.do === "show") await show(command.results, command.model);
   return {};
 }
 
@@ -155,7 +159,7 @@ async function main() {
   $("about").textContent = `${model}, ${os}`;
   tell("Connected", "waiting for the first command");
   document.addEventListener("visibilitychange", () => (hidden ||= document.hidden));
-  addEventListener("pagehide", () => navigator.sendBeacon(`leave?${session}`, ""));
+  addEventListener("pagehide", () => alone || navigator.sendBeacon(`leave?${session}`, ""));
   const lock = () => navigator.wakeLock?.request("screen").catch(() => null);
   document.addEventListener("visibilitychange", lock);
   await lock();
@@ -171,7 +175,7 @@ async function main() {
     const post = (value) => call("answer", { method: "POST", body: JSON.stringify(value), headers: { "X-Number": number } });
     const sent = await post(answer);
     if (!sent.ok) await post({ error: "DeviceError", exit_code: 4, message: `the answer was refused (${sent.status})` });
-    if (over) return null;
+    if (over) return (alone = true);
   }
 }
 
