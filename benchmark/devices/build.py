@@ -1,4 +1,4 @@
-"""The sample app, which is the benchmark app, from its sources: by Gradle for Android, by Xcode for an iPhone; the user's own programs."""
+"""The phones' apps from their sources, by Gradle or Xcode: the sample and the benchmark app, for an iPhone both in one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mobileclip.files import cache_folder
 ROOT = Path(__file__).parents[2]
 """The repository, where the toolkit runs from it."""
 BUILD_SECONDS = 3600.0
-_APK = "app/build/outputs/apk/debug/app-debug.apk"
+_APKS = ("app/build/outputs/apk/debug/app-debug.apk", "bench/build/outputs/apk/release/bench-release.apk")
 _PROJECT, _SCHEME = "MobileCLIP.xcodeproj", "MobileCLIP"
 
 
-def install(device: AppDevice, source: Path | None, team: str | None, progress: Progress) -> Path:
-    """Build the app for a device and install it there.
+def install(device: AppDevice, source: Path | None, team: str | None, progress: Progress) -> list[Path]:
+    """Build the apps for a device and install them there.
 
     Args:
         device: A phone with `device.app` as the app's name.
@@ -33,7 +33,7 @@ def install(device: AppDevice, source: Path | None, team: str | None, progress: 
         progress: Told what is being done.
 
     Returns:
-        The app as a file, or for an iPhone a folder.
+        The apps as files, or for an iPhone as a folder.
 
     Raises:
         InputError: No sources there, or they cannot be built.
@@ -47,13 +47,16 @@ def install(device: AppDevice, source: Path | None, team: str | None, progress: 
     wanted = "settings.gradle.kts" if android else _PROJECT
     if not (source / wanted).exists():
         raise InputError(f"{source}: no {wanted} there; clone the toolkit's repository and give --source {source.name} of it")
-    package = _android(source, progress) if android else _iphone(source, device, team, progress)
-    progress(f"installing {package.name} on {device.name}")
-    device.install(package)
-    return package
+    packages = _android(source, progress) if android else _iphone(source, device, team, progress)
+    if lost := next((package for package in packages if not package.exists()), None):
+        raise InputError(f"the build has left no {lost.name}; build the app in its own studio to see why")
+    for package in packages:
+        progress(f"installing {package.name} on {device.name}")
+        device.install(package)
+    return packages
 
 
-def _android(source: Path, progress: Progress) -> Path:
+def _android(source: Path, progress: Progress) -> list[Path]:
     wrapper = source / "gradlew"
     gradle = str(wrapper) if wrapper.is_file() else shutil.which("gradle")
     lacking = [] if gradle else ["Gradle (https://gradle.org/install)"]
@@ -63,12 +66,13 @@ def _android(source: Path, progress: Progress) -> Path:
         lacking.append("an Android SDK (install Android Studio and set ANDROID_HOME)")
     if lacking or gradle is None:
         raise MissingToolError(f"the Android app cannot be built here; install {', '.join(lacking)}; or open android_app in Android Studio")
-    progress("building the Android app; the first time takes minutes")
-    _run([gradle, "--project-dir", str(source), "--console=plain", "--quiet", ":app:assembleDebug"], r"^\* What went wrong:\s*\n(.+)")
-    return _built(source / _APK)
+    progress("building the Android apps; the first time takes minutes")
+    tasks = (":app:assembleDebug", ":bench:assembleRelease")
+    _run([gradle, "--project-dir", str(source), "--console=plain", "--quiet", *tasks], r"^\* What went wrong:\s*\n(.+)")
+    return [source / apk for apk in _APKS]
 
 
-def _iphone(source: Path, device: AppDevice, team: str | None, progress: Progress) -> Path:
+def _iphone(source: Path, device: AppDevice, team: str | None, progress: Progress) -> list[Path]:
     if team is not None and not re.fullmatch(r"[A-Z0-9]{10}", team):
         raise InputError(f"--team {team!r} is no id of a team; it has ten capitals and digits, see developer.apple.com, Membership")
     if not shutil.which("xcodebuild"):
@@ -86,7 +90,7 @@ def _iphone(source: Path, device: AppDevice, team: str | None, progress: Progres
         ],
         r"error: (.+)",
     )  # fmt: skip
-    return _built(products / f"Build/Products/Release-iphoneos/{_SCHEME}.app")
+    return [products / f"Build/Products/Release-iphoneos/{_SCHEME}.app"]
 
 
 def _run(command: Sequence[str], mistake: str) -> None:
@@ -105,9 +109,3 @@ def _run(command: Sequence[str], mistake: str) -> None:
         found = re.search(mistake, done.stdout, re.MULTILINE)
         said = found[1] if found else (done.stdout.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"{name} cannot build the app: {one_line(Exception(said))[:300]}")
-
-
-def _built(package: Path) -> Path:
-    if not package.exists():
-        raise InputError(f"the build has left no {package.name}; build the app in its own studio to see why")
-    return package

@@ -18,7 +18,7 @@ def install(
     team: str | None = typer.Option(None, help="For an iPhone: the id of the Apple developer team that signs."),
     app_id: str | None = typer.Option(None, help="For an iPhone: a name of your own for the app; give it to bench as well."),
 ) -> None:
-    """Build the sample app, which also benchmarks, and install it on a phone; needs Gradle and an Android SDK, or Xcode. Example:
+    """Build the sample and the benchmark app and install them on a phone; needs Gradle and an Android SDK, or Xcode. Example:
     mobileclip app install --device pixel8
     """
     from mobileclip.benchmark import devices
@@ -26,9 +26,9 @@ def install(
     from mobileclip.benchmark.devices.app import AppDevice
     from mobileclip.errors import InputError
 
-    place = devices.find(device)
+    place, via = devices.find(device), ""
     if place.kind.startswith("android"):
-        place = devices.find(device, "app")
+        place, via = devices.find(device, "app"), " --via app"
     if not isinstance(place, AppDevice):
         raise InputError(f"{place.name} runs no app; name a phone")
     if app_id is not None:
@@ -36,5 +36,6 @@ def install(
             raise InputError(f"--app-id {app_id!r} is no name of an app; it is like org.example.bench")
         place.app = app_id
     with output.progress() as progress:
-        package = build.install(place, source, team, progress)
-    output.print_line(f"{package.name} is on {place.name}; measure with: mobileclip bench --device {device}")
+        packages = build.install(place, source, team, progress)
+    names = " and ".join(package.name for package in packages)
+    output.print_line(f"{names}: on {place.name}; measure with: mobileclip bench --device {device}{via}")

@@ -48,7 +48,7 @@ def sources(tmp_path, monkeypatch):
     return tmp_path
 
 
-APK = f'mkdir -p $(dirname "$2/{build._APK}") && echo apk > "$2/{build._APK}"'
+APKS = "\n".join(f'mkdir -p $(dirname "$2/{apk}") && echo {i} > "$2/{apk}"' for i, apk in enumerate(build._APKS))
 
 
 def silent(step):
@@ -57,15 +57,16 @@ def silent(step):
 
 def test_an_android_phone_gets_the_app(installed, tools, sources, monkeypatch):  # noqa: F811
     phone = installed()
-    phone.script("cmd", 'if [ "$1 $2" = "package install" ]; then head -c 4 > /system/installed; echo Success; fi')
-    asked = tools(gradle=APK, java="") / "asked"
+    phone.script("cmd", 'if [ "$1 $2" = "package install" ]; then head -c 2 >> /system/installed; echo Success; fi')
+    asked = tools(gradle=APKS, java="") / "asked"
     monkeypatch.setenv("ANDROID_HOME", "/sdk")
     told: list[str] = []
-    package = build.install(devices.find("android", "app"), None, None, told.append)
-    assert (phone.root / "system/installed").read_bytes() == b"apk\n"
-    assert package == sources / "android_app" / build._APK
-    assert asked.read_text().endswith(":app:assembleDebug\n")
-    assert told == ["building the Android app; the first time takes minutes", f"installing app-debug.apk on {devices.find('android').name}"]
+    packages = build.install(devices.find("android", "app"), None, None, told.append)
+    assert (phone.root / "system/installed").read_bytes() == b"0\n1\n"
+    assert packages == [sources / "android_app" / apk for apk in build._APKS]
+    assert asked.read_text().endswith(":app:assembleDebug :bench:assembleRelease\n")
+    installing = [f"installing {name} on {devices.find('android').name}" for name in ("app-debug.apk", "bench-release.apk")]
+    assert told == ["building the Android apps; the first time takes minutes", *installing]
 
 
 def test_all_that_is_missing_is_told_at_once(installed, sources, monkeypatch):  # noqa: F811
@@ -111,7 +112,7 @@ def test_an_iphone_gets_the_app(mac, tools, sources):  # noqa: F811
     asked = tools(xcodebuild=f"mkdir -p {made}") / "asked"
     device = devices.find(UDID)
     assert isinstance(device, ios.Devicectl)
-    assert build.install(device, None, "ABCDE12345", silent) == made
+    assert build.install(device, None, "ABCDE12345", silent) == [made]
     words = asked.read_text()
     assert f"-destination id={UDID}" in words
     assert f"PRODUCT_BUNDLE_IDENTIFIER={APP} DEVELOPMENT_TEAM=ABCDE12345 build" in words
