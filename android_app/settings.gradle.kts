@@ -1,17 +1,18 @@
 pluginManagement {
     repositories {
-        gradlePluginPortal()
-        mavenCentral()
         google()
+        mavenCentral()
+        gradlePluginPortal()
     }
 }
 
 dependencyResolutionManagement {
+    repositoriesMode = RepositoriesMode.FAIL_ON_PROJECT_REPOS
     repositories {
-        mavenCentral()
         google()
+        mavenCentral()
     }
 }
 
 rootProject.name = "MobileCLIP"
-include(":core", ":runtime-onnx")
+include(":core", ":runtime-onnx", ":runtime-executorch", ":phone", ":app", ":bench")

@@ -3,7 +3,10 @@ plugins {
     alias(libs.plugins.kotlin.serialization)
 }
 
-kotlin { jvmToolchain(17) }
+kotlin {
+    jvmToolchain(17)
+    compilerOptions.allWarningsAsErrors = true
+}
 
 dependencies {
     api(project(":core"))

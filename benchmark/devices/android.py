@@ -38,6 +38,7 @@ class Android(Linked):
         self.key, self.properties = serial, self.adb.properties()
         model = self._property("ro.product.model")
         self.name = names.marketing(model) or f"{self._property('ro.product.manufacturer')} {model}".strip()
+        self.serial = self._property("ro.serialno") or self.key
         self.aliases = ("android", model, self._property("ro.product.marketname"), self._property("ro.product.device"))
 
     def _property(self, name: str) -> str:
@@ -50,7 +51,7 @@ class Android(Linked):
         return DeviceInfo(
             name=self.name,
             model=self._property("ro.product.model"),
-            unit=unit(self._property("ro.serialno") or self.key),
+            unit=unit(self.serial),
             soc=f"{self._property('ro.soc.manufacturer')} {self._property('ro.soc.model')}".strip() or self._property("ro.board.platform"),
             os=f"Android {self._property('ro.build.version.release')} (API {self._property('ro.build.version.sdk')})",
             architecture=self._property("ro.product.cpu.abi"),

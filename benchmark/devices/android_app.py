@@ -29,7 +29,7 @@ class AndroidApp(AppDevice):
     targets = ("executorch", "onnx")
 
     def __init__(self, phone: Android) -> None:
-        self.key, self.name, self.aliases = phone.key, phone.name, phone.aliases
+        self.key, self.name, self.aliases, self.serial = phone.key, phone.name, phone.aliases, phone.serial
         self._adb: Adb = phone.adb
 
     def lacks(self, artifact: ArtifactInfo) -> str | None:  # noqa: D102 (see Device)
@@ -84,6 +84,8 @@ class AndroidApp(AppDevice):
             return str(e).removeprefix(f"{self.key}: ")
         if exits and "LOW" in exits[0].upper():
             return "the app was killed, out of memory; give fewer or smaller models"
+        if found := re.search(r"INSTRUMENTATION_RESULT: refused=(.*)", said):
+            return found[1][:300]
         if found := re.search(r"(?:longMsg|shortMsg)=(.*)", said):
             return f"the app crashed ({found[1][:160]})"
         if found := re.search(r"INSTRUMENTATION_FAILED: (.*)", said):

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from mobileclip.benchmark.devices.device import Device, alone
 from mobileclip.benchmark.devices.rounds import BLOCK_SAMPLES, BLOCK_SECONDS, COOL_SECONDS, Ended, Job, Progress
-from mobileclip.benchmark.protocol import BenchAnswer, BenchPlan, PlannedMeasurement
+from mobileclip.benchmark.protocol import BenchAnswer, BenchPlan, PlannedMeasurement, unit
 from mobileclip.errors import DeviceError, Interrupted, MobileClipError, one_line
 
 APP = "org.mobileclip.bench"
@@ -46,10 +46,12 @@ class AppDevice(Device):
     Attributes:
         app: Name of the app, where it was signed under another one.
         package: The app as a file, to be installed first.
+        serial: What tells it from others of its model; the app itself may not know it.
     """
 
     app = APP
     package: Path | None = None
+    serial: str
     _folder = ""
 
     @abstractmethod
@@ -198,7 +200,10 @@ class AppDevice(Device):
             answer = BenchAnswer.model_validate_json(content)
         except (ValidationError, ValueError) as e:
             return Ended(None, DeviceError(f"{self.key}: answer {number} of the app is unusable ({one_line(e)})"))
-        return Ended(answer.samples, DeviceError(f"{self.key}: {one_line(Exception(answer.error))}") if answer.error else None)
+        samples = answer.samples
+        if samples is not None:
+            samples = samples.model_copy(update={"device": samples.device.model_copy(update={"unit": unit(self.serial)})})
+        return Ended(samples, DeviceError(f"{self.key}: {one_line(Exception(answer.error))}") if answer.error else None)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -43,7 +43,7 @@ class _Apple(AppDevice):
     targets = ("coreml",)
 
     def __init__(self, udid: str, name: str, product: str, marketing: str = "") -> None:
-        self.key = udid
+        self.key = self.serial = udid
         marketing = names.marketing(product) or marketing  # the tool knows models that are younger than the table
         self.name = f"{name} ({marketing or product})"
         self.aliases = (name, product, marketing, "iphone" if product.startswith("iPhone") else "ipad", "ios")

@@ -14,12 +14,10 @@ from mobileclip.benchmark.devices.app import AppDevice
 from mobileclip.export.export import export_bundle
 from mobileclip.sources import load_model
 from mobileclip.tokenizer import Tokenizer
-from tests.apps.kotlin import Kotlin, missing
+from tests.apps.kotlin import ANDROID, RESOURCES, ROOT, Kotlin, missing, shared
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-ANDROID, CONFORMANCE = ROOT / "android_app", ROOT / "conformance"
-RESOURCES = ANDROID / "core/src/main/resources"
+CONFORMANCE = ROOT / "conformance"
 TESTS = re.compile(r"class (\w+Test) \{")
 
 
@@ -27,23 +25,12 @@ TESTS = re.compile(r"class (\w+Test) \{")
 def kotlin() -> Kotlin:
     if lacking := missing():
         pytest.skip(f"{lacking} is not installed")
-    return Kotlin()
+    return shared()
 
 
 @pytest.fixture(scope="module")
-def core(kotlin, tmp_path_factory) -> Path:
-    """The module `core` with its tests; nothing else is on its path."""
-    jar = tmp_path_factory.mktemp("kotlin") / "core.jar"
-    kotlin.compile([ANDROID / "core/src"], jar, [])
-    return jar
-
-
-@pytest.fixture(scope="module")
-def onnx(kotlin, core) -> list[Path]:
-    """The class path of `runtime-onnx` with its tests."""
-    jar = core.with_name("onnx.jar")
-    kotlin.compile([ANDROID / "runtime-onnx/src"], jar, [core, *kotlin.onnx])
-    return [jar, core, *kotlin.onnx, RESOURCES]
+def onnx(kotlin) -> list[Path]:
+    return kotlin.onnx()
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +49,10 @@ def classes(module: str) -> list[str]:
     ]
 
 
-def test_the_core_passes_the_conformance_kit(kotlin, core, tmp_path):
+def test_the_core_passes_the_conformance_kit(kotlin, tmp_path):
     Tokenizer.clip().save(tmp_path / "tokenizer.json")
-    said = kotlin.test(classes("core"), [core, RESOURCES], conformance=CONFORMANCE, tokenizer=tmp_path / "tokenizer.json")
-    assert int(re.search(r"OK \((\d+) tests\)", said)[1]) >= 13
+    said = kotlin.test(classes("core"), [kotlin.core(), RESOURCES], conformance=CONFORMANCE, tokenizer=tmp_path / "tokenizer.json")
+    assert int(re.search(r"OK \((\d+) tests\)", said)[1]) >= 35
 
 
 def test_a_bundle_gives_python_s_embeddings_in_onnx_runtime(kotlin, onnx, bundle):
@@ -76,7 +63,7 @@ def test_a_bundle_gives_python_s_embeddings_in_onnx_runtime(kotlin, onnx, bundle
 class Jvm(AppDevice):
     """The app's benchmark on this computer, with the app's own folder as a folder here."""
 
-    kind, key, name = "jvm", "jvm", "JVM"
+    kind, key, name, serial = "jvm", "jvm", "JVM", "jvm"
     targets = ("onnx",)
 
     def __init__(self, home: Path, kotlin: Kotlin, classpath: list[Path]) -> None:

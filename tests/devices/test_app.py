@@ -79,6 +79,7 @@ def test_android(installed, bundle):
     found = bench([bundle], device=devices.find("pixel8", via="app"), progress=told.append, per_op=True, **QUICK)
     check(found)
     assert {len(o.ms) for r in found.results for o in r.samples.operators} == {10}
+    assert {r.device.unit for r in found.results} == {devices.find("pixel8", via="shell").info().unit}, "one phone by whatever way"
     assert "timing tiny onnx image" in told
     assert list((phone.root / f"data/data/{APP}/files").iterdir()) == []
     assert list((phone.root / "data/local/tmp").iterdir()) == []
@@ -124,6 +125,22 @@ def test_an_android_phone_with_the_app_unplugged_at(installed, bundle, step):
     assert re.search("is not connected any more|is offline; reconnect", message), message
     assert "\n" not in message
     assert time.monotonic() - begin < 60
+
+
+def test_what_the_app_refuses_is_told_in_its_words(installed, bundle):
+    phone = installed("crash")
+    before = phone.before
+
+    def then(service: str) -> None:
+        before(service)
+        if "plan files/" in service:
+            (phone.root / "system/said").write_text(
+                "INSTRUMENTATION_RESULT: refused=there is no plan x; start it with: y\nINSTRUMENTATION_CODE: 0\n"
+            )
+
+    phone.before = then
+    found = bench([bundle], device=devices.find("android", via="app"), **QUICK)
+    assert found.failures[-1].message == f"{phone.address}: there is no plan x; start it with: y"
 
 
 def test_an_android_app_that_hangs(installed, bundle):

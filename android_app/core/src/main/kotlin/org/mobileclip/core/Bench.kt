@@ -51,7 +51,7 @@ data class BenchPlan(
             val plan = try {
                 JSON.decodeFromString<BenchPlan>(text)
             } catch (e: IllegalArgumentException) {
-                throw MobileClipException("the plan cannot be read (${e.message?.lineSequence()?.first()?.take(160)}); use the same version of toolkit and app", e)
+                throw MobileClipException("the plan cannot be read (${e.reason()}); use the same version of toolkit and app", e)
             }
             if (plan.schemaVersion != BENCH_SCHEMA_VERSION) {
                 throw MobileClipException("the plan has version ${plan.schemaVersion}, this app knows $BENCH_SCHEMA_VERSION; use the same version of toolkit and app")
@@ -112,6 +112,7 @@ data class BenchSamples(
     val latencyMs: List<Double>,
     val startMs: List<Double>,
     val blockSamples: List<Int>,
+    val baselineMemoryBytes: Long? = null,
     val peakMemoryBytes: Long? = null,
     val endedEarly: String = "",
     val kept: List<KeptOutput>,
@@ -144,6 +145,9 @@ interface BenchHost {
 
     /** Largest memory of this process so far, or null. */
     fun peakMemoryBytes(): Long? = null
+
+    /** Whether somebody wants it to end now; what is not finished ends with an error. */
+    fun stopped(): Boolean = false
 }
 
 /**
@@ -155,6 +159,7 @@ interface BenchHost {
 class BenchRunner(private val folder: File, private val host: BenchHost, private val tell: (String) -> Unit) {
     private class Measurement(val number: Int, val request: BenchRequest, val bundle: File, val inputs: ByteBuffer) {
         var session: Session? = null
+        var baseline: Long? = null
         var loadMs = 0.0
         var firstRunMs = 0.0
         var next = 0
@@ -177,6 +182,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
             attempt(number, null) {
                 val measurement = Measurement(number, planned.request, inside(planned.bundle), inputs(planned))
                 tellProgress("loading ${label(planned.request)}")
+                measurement.baseline = host.peakMemoryBytes()
                 measurement.loadMs = milliseconds { measurement.session = host.load(measurement.bundle, planned.request) }
                 measurement.firstRunMs = once(measurement).first
                 open.add(measurement)
@@ -247,7 +253,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
             step()
             return true
         } catch (e: Exception) {
-            val error = (e.message ?: e.javaClass.simpleName).lineSequence().first().take(MAX_ERROR_CHARS)
+            val error = e.reason(MAX_ERROR_CHARS)
             val samples = if (m != null && m.latencyMs.isNotEmpty()) samples(m, error) else null
             runCatching { m?.session?.close() }
             answer(number, BenchAnswer(samples = samples, error = error))
@@ -260,7 +266,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
         return BenchSamples(
             engine = engine, provider = m.request.provider, device = host.device, states = m.states, loadMs = m.loadMs,
             firstRunMs = m.firstRunMs, warmupMs = m.warmupMs, latencyMs = m.latencyMs, startMs = m.startMs,
-            blockSamples = m.blocks.filter { it > 0 }, endedEarly = ended, kept = m.kept,
+            blockSamples = m.blocks.filter { it > 0 }, baselineMemoryBytes = m.baseline, endedEarly = ended, kept = m.kept,
         )
     }
 
@@ -268,6 +274,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
 
     /** One run on the next input: its latency in ms, and the output. */
     private fun once(m: Measurement): Pair<Double, FloatArray> {
+        if (host.stopped()) throw MobileClipException("it was stopped")
         val session = checkNotNull(m.session)
         engineOf[m.number] = session.engine
         val batch = m.request.input.shape[0]
@@ -289,7 +296,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
 
     private fun coolDown(seconds: Double) {
         val until = host.nanoTime() + (1e9 * seconds).toLong()
-        while (host.state("before").thermal !in listOf(Thermal.NOMINAL, Thermal.UNKNOWN) && host.nanoTime() < until) {
+        while (host.state("before").thermal !in listOf(Thermal.NOMINAL, Thermal.UNKNOWN) && host.nanoTime() < until && !host.stopped()) {
             tellProgress("the device is warm; it may cool down")
             host.sleep(COOL_STEP_SECONDS)
         }

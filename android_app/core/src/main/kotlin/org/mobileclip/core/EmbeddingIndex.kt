@@ -55,7 +55,7 @@ class EmbeddingIndex private constructor(private val file: File, private val acc
             while (record.hasRemaining()) at += access.channel.write(record, at)
         } catch (e: IOException) {
             access.channel.truncate(HEADER_BYTES + place * recordBytes)
-            throw MobileClipException("the index cannot be written (${e.message}); free some storage", e)
+            throw MobileClipException("the index cannot be written (${e.reason()}); free some storage", e)
         }
         places[id] = place
     }
@@ -64,13 +64,21 @@ class EmbeddingIndex private constructor(private val file: File, private val acc
     @Synchronized
     fun remove(id: Long): Boolean {
         val place = places.remove(id) ?: return false
-        access.channel.write(ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(0, REMOVED), HEADER_BYTES + place * recordBytes)
+        try {
+            access.channel.write(ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(0, REMOVED), HEADER_BYTES + place * recordBytes)
+        } catch (e: IOException) {
+            throw MobileClipException("the index cannot be written (${e.reason()}); free some storage", e)
+        }
         return true
     }
 
-    /** The photos nearest to a query, best first; equal ones in the order in which they were added. */
+    /**
+     * The photos nearest to a query, best first; equal ones in the order in which they were added.
+     *
+     * @param accept whether a photo may be found
+     */
     @Synchronized
-    fun search(query: FloatArray, top: Int): List<Match> {
+    fun search(query: FloatArray, top: Int, accept: (Long) -> Boolean = { true }): List<Match> {
         require(query.size == width) { "the index holds rows of $width values, not ${query.size}" }
         // worst first: a smaller score, or the same score and a later place
         val best = PriorityQueue<Triple<Float, Long, Long>>(compareBy<Triple<Float, Long, Long>> { it.first }.thenByDescending { it.second })
@@ -78,12 +86,13 @@ class EmbeddingIndex private constructor(private val file: File, private val acc
             for (i in 0 until count) {
                 val start = (i * recordBytes).toInt()
                 val id = buffer.getLong(start)
-                if (id == REMOVED) continue
+                if (places[id] != record + i || !accept(id)) continue // removed, or left twice by a compaction that was killed
                 var score = 0f
                 for (k in 0 until width) score += Half.toFloat(buffer.getShort(start + 8 + 2 * k)) * query[k]
+                val worst = best.peek()
                 if (best.size < top) {
                     best.add(Triple(score, record + i, id))
-                } else if (best.isNotEmpty() && score > best.peek()!!.first) {
+                } else if (worst != null && score > worst.first) {
                     best.poll()
                     best.add(Triple(score, record + i, id))
                 }
@@ -148,7 +157,7 @@ class EmbeddingIndex private constructor(private val file: File, private val acc
                 file.parentFile?.mkdirs()
                 RandomAccessFile(file, "rw")
             } catch (e: IOException) {
-                throw MobileClipException("the index cannot be opened (${e.message}); free some storage", e)
+                throw MobileClipException("the index cannot be opened (${e.reason()}); free some storage", e)
             }
             try {
                 val space = embeddingSpace.chunked(2).map { it.toInt(16).toByte() }.toByteArray()
@@ -165,7 +174,7 @@ class EmbeddingIndex private constructor(private val file: File, private val acc
                 return EmbeddingIndex(file, access, width)
             } catch (e: IOException) {
                 access.close()
-                throw MobileClipException("the index cannot be read (${e.message}); delete it and index the photos again", e)
+                throw MobileClipException("the index cannot be read (${e.reason()}); delete it and index the photos again", e)
             } catch (e: MobileClipException) {
                 access.close()
                 throw e

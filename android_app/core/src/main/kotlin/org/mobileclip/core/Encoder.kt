@@ -4,6 +4,16 @@ import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import kotlin.math.sqrt
 
+/**
+ * What this phone makes of a bundle's golden inputs.
+ *
+ * @property cosines of each tower the smallest cosine with the exported model's own embeddings
+ * @property bar what the toolkit asks of an export of this precision
+ */
+data class Golden(val cosines: Map<Tower, Double>, val bar: Double) {
+    val reproduced: Boolean get() = cosines.isNotEmpty() && cosines.values.all { it >= bar }
+}
+
 /** The two towers of a bundle: pictures and captions to embeddings of unit length. */
 class Encoder(private val bundle: Bundle, private val target: Target, private val load: (Artifact) -> Session) : AutoCloseable {
     private val manifest = bundle.manifest
@@ -55,6 +65,9 @@ class Encoder(private val bundle: Bundle, private val target: Target, private va
             }
         }
     }
+
+    /** Run the bundle's golden inputs. */
+    fun golden(): Golden = Golden(reproduces(), if (manifest.options.precision == "fp32") 0.99999 else 0.999)
 
     /** One input through a tower; a batch is filled with copies of it. */
     private fun run(tower: Tower, input: ByteBuffer): FloatArray {

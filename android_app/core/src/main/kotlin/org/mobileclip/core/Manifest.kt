@@ -122,7 +122,7 @@ data class Manifest(
             return try {
                 JSON.decodeFromJsonElement<Manifest>(rest).also { it.check() }
             } catch (e: IllegalArgumentException) {
-                throw MobileClipException("manifest.json does not fit together (${e.message?.lineSequence()?.first()?.take(160)}); export the bundle again", e)
+                throw MobileClipException("manifest.json does not fit together (${e.reason()}); export the bundle again", e)
             }
         }
 
@@ -149,9 +149,6 @@ data class Manifest(
                 require(file.sizeBytes >= 0 && HASH.matches(file.sha256)) { "the size or hash of ${file.path}" }
             }
         }
-
-        private fun staysInside(path: String) =
-            path.isNotEmpty() && !path.startsWith("/") && path.none { it == '\\' || it == ':' || it == '\u0000' } && ".." !in path.split('/')
 
         /** JSON with sorted keys, without spaces, numbers as they stand: what the hash is over. */
         internal fun canonical(value: JsonElement): String = when (value) {
@@ -225,7 +222,7 @@ class Bundle private constructor(val folder: File, val manifest: Manifest) {
                 try {
                     file.readText()
                 } catch (e: IOException) {
-                    throw MobileClipException("manifest.json cannot be read (${e.message}); copy the bundle again", e)
+                    throw MobileClipException("manifest.json cannot be read (${e.reason()}); copy the bundle again", e)
                 },
             )
             val artifacts = manifest.artifacts.filter { it.target in targets }
@@ -247,6 +244,10 @@ class Bundle private constructor(val folder: File, val manifest: Manifest) {
         }
     }
 }
+
+/** Whether a path, its parts separated by `/`, leads to a place below the folder that it is relative to. */
+internal fun staysInside(path: String): Boolean =
+    path.isNotEmpty() && !path.startsWith("/") && path.none { it == '\\' || it == ':' || it == '\u0000' } && ".." !in path.split('/')
 
 internal fun sha256(data: ByteArray): String = MessageDigest.getInstance("SHA-256").digest(data).hex()
 

@@ -1,5 +1,6 @@
 package org.mobileclip.core
 
+import java.nio.ByteBuffer
 import kotlin.math.abs
 import kotlin.math.ceil
 import kotlin.math.floor
@@ -47,6 +48,24 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
                 rgb[3 * i + 2] = argb[i].toByte()
             }
             return Picture(width, height, rgb)
+        }
+
+        /**
+         * From a camera's frame.
+         *
+         * @param rgba rows of red, green, blue and alpha, a byte each
+         * @param rowStride bytes from a row to the next; at least 4 * width
+         * @param clockwise how many degrees it must be turned to stand upright: 0, 90, 180 or 270
+         */
+        fun ofRgba(width: Int, height: Int, rgba: ByteBuffer, rowStride: Int, clockwise: Int): Picture {
+            val rgb = ByteArray(3 * width * height)
+            val row = ByteArray(4 * width)
+            for (y in 0 until height) {
+                rgba.position(y * rowStride)
+                rgba.get(row)
+                for (x in 0 until width) row.copyInto(rgb, 3 * (y * width + x), 4 * x, 4 * x + 3)
+            }
+            return Picture(width, height, rgb).upright(mapOf(90 to 6, 180 to 3, 270 to 8)[clockwise] ?: 1)
         }
     }
 }

@@ -50,7 +50,7 @@ class SafeTensors private constructor(private val tensors: Map<String, Tensor>, 
         fun open(file: File): SafeTensors = try {
             RandomAccessFile(file, "r").use { read(it.channel) }
         } catch (e: IOException) {
-            throw MobileClipException("${file.name} cannot be read (${e.message}); copy the bundle again", e)
+            throw MobileClipException("${file.name} cannot be read (${e.reason()}); copy the bundle again", e)
         } catch (e: IllegalArgumentException) { // SerializationException is one
             throw damaged(file, e)
         } catch (e: ArithmeticException) {
@@ -58,7 +58,7 @@ class SafeTensors private constructor(private val tensors: Map<String, Tensor>, 
         }
 
         private fun damaged(file: File, e: Exception) =
-            MobileClipException("${file.name} is damaged (${e.message?.lineSequence()?.first()?.take(120)}); copy the bundle again", e)
+            MobileClipException("${file.name} is damaged (${e.reason()}); copy the bundle again", e)
 
         private fun read(channel: FileChannel): SafeTensors {
             val size = channel.size()
@@ -74,7 +74,7 @@ class SafeTensors private constructor(private val tensors: Map<String, Tensor>, 
         }
 
         private fun tensor(name: String, about: JsonObject, whole: ByteBuffer, start: Long): Tensor {
-            val dtype = about["dtype"]?.jsonPrimitive?.content
+            val dtype = requireNotNull(about["dtype"]) { "$name has no type" }.jsonPrimitive.content
             val width = requireNotNull(WIDTHS[dtype]) { "$name is of type $dtype" }
             val shape = requireNotNull(about["shape"]) { "$name has no shape" }.jsonArray.map { it.jsonPrimitive.int }
             val offsets = requireNotNull(about["data_offsets"]) { "$name has no place" }.jsonArray.map { it.jsonPrimitive.long }
@@ -84,7 +84,7 @@ class SafeTensors private constructor(private val tensors: Map<String, Tensor>, 
             }
             val part = whole.duplicate()
             part.position((start + offsets[0]).toInt()).limit((start + offsets[1]).toInt())
-            return Tensor(dtype!!, shape, part.slice())
+            return Tensor(dtype, shape, part.slice())
         }
     }
 }

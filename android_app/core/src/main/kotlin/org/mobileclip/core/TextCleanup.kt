@@ -119,7 +119,8 @@ internal object TextCleanup {
     private fun windows1252(code: Int): Int = WINDOWS_1252[code - 0x80].code.let { if (it == 0) code else it }
 
     private fun loadEntities(): Map<String, String> {
-        val resource = TextCleanup::class.java.getResourceAsStream("entities.tsv")
+        // the whole path: R8 may move the class to another package
+        val resource = TextCleanup::class.java.getResourceAsStream("/org/mobileclip/core/entities.tsv")
             ?: throw MobileClipException("the table of HTML entities is missing from the app; install it again")
         return resource.bufferedReader(Charsets.UTF_8).useLines { lines ->
             lines.associate { line ->

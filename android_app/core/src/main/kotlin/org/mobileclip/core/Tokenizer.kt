@@ -110,7 +110,7 @@ class Tokenizer private constructor(
             val text = try {
                 file.readText()
             } catch (e: IOException) {
-                throw MobileClipException("${file.name} cannot be read (${e.message}); copy the bundle again", e)
+                throw MobileClipException("${file.name} cannot be read (${e.reason()}); copy the bundle again", e)
             }
             return try {
                 parse(Json.parseToJsonElement(text).jsonObject)
@@ -124,7 +124,7 @@ class Tokenizer private constructor(
         }
 
         private fun unusable(file: File, e: Exception) =
-            MobileClipException("${file.name} is no tokenizer that this app knows (${e.message?.lineSequence()?.first()?.take(120)}); export the bundle again", e)
+            MobileClipException("${file.name} is no tokenizer that this app knows (${e.reason()}); export the bundle again", e)
 
         private fun parse(document: JsonObject): Tokenizer {
             val model = document.getValue("model").jsonObject

@@ -54,6 +54,17 @@ class IndexTest {
     }
 
     @Test
+    fun whatACompactionThatWasKilledLeftTwiceIsFoundOnce() {
+        open().use { index ->
+            index.put(1, floatArrayOf(1f, 0f))
+            index.put(2, floatArrayOf(0f, 1f))
+        }
+        val bytes = file.readBytes()
+        file.appendBytes(bytes.copyOfRange(bytes.size - 12, bytes.size))
+        open().use { assertEquals(listOf(Match(2, 1f), Match(1, 0f)), it.search(floatArrayOf(0f, 1f), 5)) }
+    }
+
+    @Test
     fun anIndexOfAnotherModelIsNotSearched() {
         open().close()
         for (other in listOf({ open("b".repeat(64)) }, { open(width = 3) })) {

@@ -11,6 +11,7 @@ import org.mobileclip.core.Artifact
 import org.mobileclip.core.MobileClipException
 import org.mobileclip.core.Session
 import org.mobileclip.core.TensorInfo as Tensor
+import org.mobileclip.core.reason
 
 /**
  * A tower in ONNX Runtime.
@@ -30,7 +31,7 @@ class OnnxSession private constructor(private val session: OrtSession, private v
             }
         }
     } catch (e: OrtException) {
-        throw MobileClipException("ONNX Runtime failed (${firstLine(e)}); restart the app", e)
+        throw MobileClipException("ONNX Runtime failed (${e.reason()}); restart the app", e)
     }
 
     private fun tensor(value: ByteBuffer): OnnxTensor {
@@ -57,13 +58,7 @@ class OnnxSession private constructor(private val session: OrtSession, private v
                 OrtSession.SessionOptions().use { options ->
                     options.setIntraOpNumThreads(threads)
                     options.setInterOpNumThreads(1)
-                    when (provider) {
-                        "cpu" -> Unit
-                        "xnnpack" -> options.addXnnpack(mapOf("intra_op_num_threads" to threads.toString()))
-                        "nnapi" -> options.addNnapi()
-                        "qnn" -> options.addQnn(mapOf("backend_path" to "libQnnHtp.so"))
-                        else -> throw MobileClipException("unknown provider $provider; cpu, xnnpack, nnapi and qnn are known")
-                    }
+                    add(provider, options, threads)
                     val session = environment.createSession(file.path, options)
                     val given = session.inputInfo[input.name]?.info as? TensorInfo
                     if (given == null || given.shape.toList() != input.shape.map { it.toLong() } || output.name !in session.outputNames) {
@@ -73,10 +68,20 @@ class OnnxSession private constructor(private val session: OrtSession, private v
                     return OnnxSession(session, input, output)
                 }
             } catch (e: OrtException) {
-                throw MobileClipException("ONNX Runtime refuses ${file.name} (${firstLine(e)}); export the bundle again", e)
+                throw MobileClipException("ONNX Runtime refuses ${file.name} (${e.reason()}); export the bundle again", e)
             }
         }
 
-        private fun firstLine(e: Exception) = e.message?.lineSequence()?.first()?.take(160)
+        private fun add(provider: String, options: OrtSession.SessionOptions, threads: Int) = try {
+            when (provider) {
+                "cpu" -> Unit
+                "xnnpack" -> options.addXnnpack(mapOf("intra_op_num_threads" to threads.toString()))
+                "nnapi" -> options.addNnapi()
+                "qnn" -> options.addQnn(mapOf("backend_path" to "libQnnHtp.so"))
+                else -> throw MobileClipException("unknown provider $provider; cpu, xnnpack, nnapi and qnn are known")
+            }
+        } catch (e: OrtException) {
+            throw MobileClipException("this ONNX Runtime was built without $provider; choose another provider", e)
+        }
     }
 }
