@@ -81,7 +81,8 @@ def _iphone(source: Path, device: AppDevice, team: str | None, progress: Progres
             f"the iPhone app is built {where}with Xcode 16 or later; install it, or give a finished app to bench with --app"
         )
     products = cache_folder() / "ios-app"
-    settings = [f"PRODUCT_BUNDLE_IDENTIFIER={device.app}", *([f"DEVELOPMENT_TEAM={team}"] if team else [])]
+    # not PRODUCT_BUNDLE_IDENTIFIER: from here it would be every target's, the package's too
+    settings = [f"MOBILECLIP_APP_ID={device.app}", *([f"DEVELOPMENT_TEAM={team}"] if team else [])]
     progress("building the iPhone app; the first time takes minutes")
     _run(
         [

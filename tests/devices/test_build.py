@@ -115,7 +115,7 @@ def test_an_iphone_gets_the_app(mac, tools, sources):  # noqa: F811
     assert build.install(device, None, "ABCDE12345", silent) == [made]
     words = asked.read_text()
     assert f"-destination id={UDID}" in words
-    assert f"PRODUCT_BUNDLE_IDENTIFIER={APP} DEVELOPMENT_TEAM=ABCDE12345 build" in words
+    assert f"MOBILECLIP_APP_ID={APP} DEVELOPMENT_TEAM=ABCDE12345 build" in words
     assert f"device install app --device {UDID} {made}" in (phone / "asked").read_text()
 
 

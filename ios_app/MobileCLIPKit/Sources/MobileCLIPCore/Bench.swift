@@ -19,6 +19,34 @@ public struct BenchRequest: Codable, Equatable, Sendable {
     public let keepOf: Int
     public let perOp: Bool
 
+    /// - Parameters:
+    ///   - keep: of group g of `keepOf` timed runs the output of run `keep[g % keep.count]` is kept
+    ///   - minSeconds: of timed runs, added up
+    public init(
+        bundle: String, artifact: Artifact, rows: Int, provider: String, threads: Int = 1, mode: String = "burst", warmupRuns: Int, minSamples: Int,
+        minSeconds: Double, keep: [Int], keepOf: Int, perOp: Bool = false
+    ) {
+        self.bundle = bundle
+        target = artifact.target
+        tower = artifact.tower
+        self.artifact = artifact.path
+        input = artifact.input
+        output = artifact.output
+        self.rows = rows
+        self.provider = provider
+        self.threads = threads
+        self.mode = mode
+        self.warmupRuns = warmupRuns
+        self.minSamples = minSamples
+        self.minSeconds = minSeconds
+        self.keep = keep
+        self.keepOf = keepOf
+        self.perOp = perOp
+    }
+
+    /// How messages call the measurement.
+    public var label: String { "\(bundle) \(target.rawValue) \(tower.rawValue)" }
+
     /// Whether the output of a timed run is kept for the host to check.
     public func keeps(_ sample: Int) -> Bool {
         sample % keepOf == keep[sample / keepOf % keep.count]
@@ -29,6 +57,12 @@ public struct PlannedMeasurement: Codable, Equatable, Sendable {
     public let request: BenchRequest
     public let bundle: String
     public let inputs: String
+
+    public init(request: BenchRequest, bundle: String, inputs: String) {
+        self.request = request
+        self.bundle = bundle
+        self.inputs = inputs
+    }
 }
 
 /// All measurements of a call; see `conformance/bench_plan.schema.json`.
@@ -52,9 +86,27 @@ public struct BenchPlan: Codable, Equatable, Sendable {
         guard schemaVersion == BenchPlan.schemaVersion else {
             throw MobileCLIPError("the plan has version \(schemaVersion), this app knows \(BenchPlan.schemaVersion); use the same version of toolkit and app")
         }
-        guard !orders.isEmpty, orders.allSatisfy({ $0.sorted() == Array(measurements.indices) }),
-              measurements.allSatisfy({ !$0.request.keep.isEmpty && $0.request.keepOf > 0 && $0.request.rows > 0 && $0.request.input.shape.allSatisfy { $0 > 0 } })
-        else { throw MobileCLIPError("the plan does not fit together; use the same version of toolkit and app") }
+        guard fits else { throw MobileCLIPError("the plan does not fit together; use the same version of toolkit and app") }
+    }
+
+    /// A plan of the app's own.
+    ///
+    /// - Parameter orders: permutations of the measurements' numbers, round by round
+    public init(measurements: [PlannedMeasurement], orders: [[Int]], blockSeconds: Double, blockSamples: Int, coolSeconds: Double) throws {
+        schemaVersion = BenchPlan.schemaVersion
+        self.measurements = measurements
+        self.orders = orders
+        self.blockSeconds = blockSeconds
+        self.blockSamples = blockSamples
+        self.coolSeconds = coolSeconds
+        guard fits else { throw MobileCLIPError("there is nothing to measure; choose a bundle") }
+    }
+
+    private var fits: Bool {
+        !orders.isEmpty && !measurements.isEmpty && blockSamples > 0 && orders.allSatisfy { $0.sorted() == Array(measurements.indices) }
+            && measurements.map(\.request).allSatisfy { request in
+                !request.keep.isEmpty && request.keepOf > 0 && request.rows > 0 && request.warmupRuns >= 0 && request.input.shape.allSatisfy { $0 > 0 }
+            }
     }
 }
 
@@ -105,7 +157,23 @@ public struct BenchState: Codable, Equatable, Sendable {
 public struct KeptOutput: Codable, Equatable, Sendable {
     public let sample: Int
     public let firstInput: Int
+    /// Base64 of little-endian float32.
     public let values: String
+
+    public init(sample: Int, firstInput: Int, embedding: [Float]) {
+        self.sample = sample
+        self.firstInput = firstInput
+        values = embedding.map(\.bitPattern.littleEndian).withUnsafeBytes { Data($0) }.base64EncodedString()
+    }
+
+    public var embedding: [Float] {
+        let data = Data(base64Encoded: values) ?? Data()
+        return data.withUnsafeBytes { bytes in
+            stride(from: 0, to: bytes.count - bytes.count % 4, by: 4).map {
+                Float(bitPattern: UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: $0, as: UInt32.self)))
+            }
+        }
+    }
 }
 
 /// What one operator costs; see `conformance/device_samples.schema.json`.
@@ -113,8 +181,18 @@ public struct OperatorRuns: Codable, Equatable, Sendable {
     public let name: String
     public let kind: String
     public let `where`: String
+    /// One a run; empty where the runtime only estimates.
     public var ms: [Double]
+    /// Of the whole, as the runtime estimates it.
     public var share: Double?
+
+    public init(name: String, kind: String, where place: String, ms: [Double] = [], share: Double? = nil) {
+        self.name = name
+        self.kind = kind
+        self.where = place
+        self.ms = ms
+        self.share = share
+    }
 }
 
 /// Raw samples of one measurement; see `conformance/device_samples.schema.json`.

@@ -26,11 +26,16 @@ public protocol BenchHost: AnyObject {
 
     func sleep(seconds: Double)
 
+    /// Whether a person wants it to end; what was measured so far is kept.
+    func shallStop() -> Bool
+
     /// Largest memory of this process so far.
     func peakMemoryBytes() -> Int?
 }
 
-/// Does a plan: loads all, lets the device cool down, warms all up, then goes round and round; leaves an answer for each measurement.
+
+/// Does a plan: loads all, lets the device cool down, warms all up, then goes round and round; gives an answer for each measurement.
+/// It keeps its thread busy, which should be one of its own.
 public final class BenchRunner {
     private final class Measurement {
         let number: Int
@@ -62,30 +67,33 @@ public final class BenchRunner {
     private static let maxErrorCharacters = 500
     private static let widths = ["float32": 4, "int32": 4, "uint8": 1]
 
-    private let folder: URL
+    private let plan: BenchPlan
     private let host: any BenchHost
+    private let open: (PlannedMeasurement) throws -> (bundle: URL, inputs: Data)
     private let tell: (String) -> Void
+    private let answer: (Int, BenchAnswer) throws -> Void
 
     /// - Parameters:
-    ///   - folder: holds `plan.json` and what it names; the answers go there
-    ///   - tell: told a line for the host after `MOBILECLIP`
-    public init(folder: URL, host: any BenchHost, tell: @escaping (String) -> Void) {
-        self.folder = folder
+    ///   - open: a measurement's bundle and its inputs, one behind the other
+    ///   - tell: told what is being done
+    ///   - answer: given what came of each measurement as soon as it ends; what it throws ends the run
+    public init(
+        plan: BenchPlan, host: any BenchHost, open: @escaping (PlannedMeasurement) throws -> (bundle: URL, inputs: Data),
+        tell: @escaping (String) -> Void, answer: @escaping (Int, BenchAnswer) throws -> Void
+    ) {
+        self.plan = plan
         self.host = host
+        self.open = open
         self.tell = tell
+        self.answer = answer
     }
 
     public func run() throws {
-        removeEarlierPlans()
-        let plan = try BenchPlan(parsing: Data(contentsOf: folder.appendingPathComponent("plan.json")))
         var open: [Measurement] = []
         for (number, planned) in plan.measurements.enumerated() {
-            try attempt(number, nil) {
-                let measurement = try prepared(number, planned)
-                open.append(measurement)
-            }
+            try attempt(number, nil) { open.append(try prepared(number, planned)) }
         }
-        coolDown(plan.coolSeconds)
+        coolDown()
         open = try open.filter { m in
             try attempt(m.number, m) { for _ in 0..<m.request.warmupRuns { m.samples.warmupMs.append(try once(m).ms) } }
         }
@@ -94,20 +102,24 @@ public final class BenchRunner {
             for number in plan.orders[round % plan.orders.count] {
                 guard let m = open.first(where: { $0.number == number }) else { continue }
                 let went = try attempt(number, m) {
-                    try turn(plan, m)
+                    try turn(m)
                     if m.isEnough { try finish(m) }
                 }
                 if !went || m.isEnough { open.removeAll { $0.number == number } }
             }
             round += 1
         }
-        tell("{\"done\": true}")
     }
 
     private func prepared(_ number: Int, _ planned: PlannedMeasurement) throws -> Measurement {
-        let m = Measurement(
-            number, planned.request, bundle: try inside(planned.bundle), inputs: try inputs(planned), device: host.device)
-        tellProgress("loading \(label(planned.request))")
+        let request = planned.request
+        let (bundle, inputs) = try open(planned)
+        guard let width = BenchRunner.widths[request.input.dtype] else { throw MobileCLIPError("inputs of \(request.input.dtype) are not known; update the app") }
+        guard inputs.count == request.rows * width * request.input.shape.dropFirst().reduce(1, *) else {
+            throw MobileCLIPError("the inputs have not the size of \(request.rows) rows; start again")
+        }
+        let m = Measurement(number, request, bundle: bundle, inputs: inputs, device: host.device)
+        tell("loading \(request.label)")
         let start = host.nanoseconds()
         let session = try host.load(m.bundle, m.request)
         m.samples.loadMs = milliseconds(since: start)
@@ -117,11 +129,11 @@ public final class BenchRunner {
         return m
     }
 
-    private func turn(_ plan: BenchPlan, _ m: Measurement) throws {
+    private func turn(_ m: Measurement) throws {
         let burst = m.request.mode == "burst"
         if m.samples.latencyMs.isEmpty {
-            tellProgress("timing \(label(m.request))")
-            if !burst { coolDown(plan.coolSeconds) }
+            tell("timing \(m.request.label)")
+            if !burst { coolDown() }
             m.samples.states.append(host.state("before"))
         }
         let refreshUntil = host.nanoseconds() + BenchRunner.refreshNanoseconds // others may have taken the caches
@@ -142,7 +154,7 @@ public final class BenchRunner {
             timed += 1
             m.samples.blockSamples[m.samples.blockSamples.count - 1] = timed
             total += ms
-            if m.request.keeps(sample) { m.samples.kept.append(KeptOutput(sample: sample, firstInput: first, values: encoded(output))) }
+            if m.request.keeps(sample) { m.samples.kept.append(KeptOutput(sample: sample, firstInput: first, embedding: output)) }
             if host.nanoseconds() - looked > BenchRunner.stateNanoseconds {
                 m.samples.states.append(host.state("during"))
                 looked = host.nanoseconds()
@@ -165,7 +177,7 @@ public final class BenchRunner {
         try answer(m.number, BenchAnswer(samples: m.samples, error: nil))
     }
 
-    /// Do a step of a measurement; false if it failed, with its answer written.
+    /// Do a step of a measurement; false if it failed, with its answer given.
     @discardableResult
     private func attempt(_ number: Int, _ m: Measurement?, _ step: () throws -> Void) throws -> Bool {
         do {
@@ -188,6 +200,7 @@ public final class BenchRunner {
 
     /// One run on the next input.
     private func once(_ m: Measurement) throws -> (ms: Double, output: [Float]) {
+        guard !host.shallStop() else { throw MobileCLIPError("it was stopped") }
         guard let session = m.session else { throw MobileCLIPError("no model is loaded; start again") }
         let batch = m.request.input.shape.first ?? 1
         let rowBytes = m.inputs.count / m.request.rows
@@ -202,60 +215,13 @@ public final class BenchRunner {
         return (max(milliseconds(since: start), BenchRunner.shortestMs), output)
     }
 
-    private func coolDown(_ seconds: Double) {
-        let until = host.nanoseconds() + UInt64(max(seconds, 0) * 1e9)
-        while ![.nominal, .unknown].contains(host.state("before").thermal), host.nanoseconds() < until {
-            tellProgress("the device is warm; it may cool down")
+    private func coolDown() {
+        let until = host.nanoseconds() + UInt64(max(plan.coolSeconds, 0) * 1e9)
+        while ![.nominal, .unknown].contains(host.state("before").thermal), host.nanoseconds() < until, !host.shallStop() {
+            tell("the device is warm; it may cool down")
             host.sleep(seconds: BenchRunner.coolStepSeconds)
         }
     }
 
-    /// Of a host that was killed.
-    private func removeEarlierPlans() {
-        let parent = folder.deletingLastPathComponent()
-        for name in (try? FileManager.default.contentsOfDirectory(atPath: parent.path)) ?? [] where name.hasPrefix("mobileclip-") && name != folder.lastPathComponent {
-            try? FileManager.default.removeItem(at: parent.appendingPathComponent(name))
-        }
-    }
-
-    private func inputs(_ planned: PlannedMeasurement) throws -> Data {
-        let request = planned.request
-        guard let width = BenchRunner.widths[request.input.dtype] else { throw MobileCLIPError("inputs of \(request.input.dtype) are not known; update the app") }
-        let data = try Data(contentsOf: inside(planned.inputs), options: .mappedIfSafe)
-        guard data.count == request.rows * width * request.input.shape.dropFirst().reduce(1, *) else {
-            throw MobileCLIPError("the inputs have not the size of \(request.rows) rows; start again")
-        }
-        return data
-    }
-
-    private func inside(_ path: String) throws -> URL {
-        let file = folder.appendingPathComponent(path).standardizedFileURL
-        guard file.path.hasPrefix(folder.standardizedFileURL.path + "/") else { throw MobileCLIPError("\(path) leads out of the plan's folder") }
-        return file
-    }
-
-    private func answer(_ number: Int, _ answer: BenchAnswer) throws {
-        do {
-            try Coders.encoder().encode(answer).write(to: folder.appendingPathComponent("answer-\(number).json"), options: .atomic)
-        } catch {
-            throw MobileCLIPError("the answer cannot be written; free some storage")
-        }
-    }
-
-    private func tellProgress(_ text: String) {
-        guard let line = try? Coders.encoder().encode(["progress": text]) else { return }
-        tell(String(decoding: line, as: UTF8.self))
-    }
-
-    private func label(_ request: BenchRequest) -> String { "\(request.bundle) \(request.target.rawValue) \(request.tower.rawValue)" }
-
     private func milliseconds(since start: UInt64) -> Double { Double(host.nanoseconds() - start) / 1e6 }
-
-    private func encoded(_ output: [Float]) -> String {
-        var data = Data(capacity: 4 * output.count)
-        for value in output {
-            for shift: UInt32 in [0, 8, 16, 24] { data.append(UInt8(truncatingIfNeeded: value.bitPattern >> shift)) }
-        }
-        return data.base64EncodedString()
-    }
 }

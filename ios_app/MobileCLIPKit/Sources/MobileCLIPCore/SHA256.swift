@@ -4,10 +4,11 @@ import Foundation
 import CryptoKit
 #endif
 
-enum Hash {
+/// SHA-256 as 64 hexadecimal digits in lower case.
+public enum Hash {
     private static let chunkBytes = 1 << 20
 
-    static func sha256(_ data: Data) -> String {
+    public static func sha256(_ data: Data) -> String {
         #if canImport(CryptoKit)
         return hex(Data(SHA256.hash(data: data)))
         #else
@@ -18,7 +19,7 @@ enum Hash {
     }
 
     /// Of a file, without holding it in memory.
-    static func sha256(of url: URL) throws -> String {
+    public static func sha256(of url: URL) throws -> String {
         let file = try FileHandle(forReadingFrom: url)
         defer { try? file.close() }
         #if canImport(CryptoKit)

@@ -45,6 +45,9 @@ public enum ZeroShot {
         return order.prefix(max(top, 0)).map { Prediction(label: $0, probability: odds[$0] / sum, cosine: cosines[$0]) }
     }
 
+    /// Of an embedding of any length with one of unit length.
+    public static func cosine(_ embedding: [Float], _ unit: [Float]) -> Double { dot(normalized(embedding), unit) }
+
     static func dot(_ a: [Float], _ b: [Float]) -> Double {
         zip(a, b).reduce(0.0) { $0 + Double($1.0) * Double($1.1) }
     }

@@ -1,0 +1,5 @@
+// Declarations for type checking; see README.md.
+public struct UTType: Sendable {
+    public static let folder = UTType()
+    public static let zip = UTType()
+}
