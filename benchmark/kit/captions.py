@@ -56,6 +56,7 @@ _SPECIAL = (
     "<end_of_text>!", "!<end_of_text>", "<|endoftext|>", "'s", "'S", "'re", "'LL", "''", "I'd've", "don't", "'twas", "3.14", "1,000",
     "C++", "a_b",
     "http://a.b/c?d=e&f=g", "user@example.org", "#tag", "<b>&amp;</b>", "a<b &amp; c>d",
+    "\u0345", "x\u0345y", "ᾳ", "ᾼ",
 )  # fmt: skip
 _GLUE = (" ", " ", "", ", ", ". ", "-", "/", "\n", "  ")
 

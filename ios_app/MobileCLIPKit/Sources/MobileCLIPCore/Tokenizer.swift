@@ -141,11 +141,11 @@ public struct Tokenizer: Sendable {
                 next = end(of: isLetter)
             } else if isNumber(text[at]) {
                 next = at + 1
-            } else if TextCleanup.isSpace(text[at]) {
+            } else if isLeftOut(text[at]) {
                 at += 1
                 continue
             } else {
-                next = end { !isLetter($0) && !isNumber($0) && !TextCleanup.isSpace($0) }
+                next = end { !isLetter($0) && !isNumber($0) && !isLeftOut($0) }
             }
             words.append(Array(text[at..<next]))
             at = next
@@ -162,6 +162,9 @@ public struct Tokenizer: Sendable {
             scalar == other || (scalar == longS && other == "s")
         }
     }
+
+    /// White space; and U+0345, which is no letter but would be one in capitals, so that the pattern, which ignores case, knows it nowhere.
+    private static func isLeftOut(_ scalar: Unicode.Scalar) -> Bool { TextCleanup.isSpace(scalar) || scalar == "\u{345}" }
 
     private static func isLetter(_ scalar: Unicode.Scalar) -> Bool {
         switch scalar.properties.generalCategory {

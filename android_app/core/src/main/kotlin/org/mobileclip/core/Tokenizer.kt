@@ -99,8 +99,10 @@ class Tokenizer private constructor(
         private const val CACHED_WORDS = 10_000
         private const val CACHED_LENGTH = 64
         private const val MAX_FILE_BYTES = 128L shl 20
+
+        /** U+0345 is no letter but would be one in capitals, so that the reference's pattern, which ignores case, knows it nowhere. */
         private val WORDS = Regex(
-            "$START|$END|'s|'t|'re|'ve|'m|'ll|'d|\\p{L}+|\\p{N}|[^$SPACES\\p{L}\\p{N}]+".let { "(?iu)$it" },
+            "$START|$END|'s|'t|'re|'ve|'m|'ll|'d|\\p{L}+|\\p{N}|[^$SPACES\\u0345\\p{L}\\p{N}]+".let { "(?iu)$it" },
         )
         private val BYTE_SYMBOLS: Array<String> = byteSymbols()
 
