@@ -46,6 +46,6 @@ dependencies {
     implementation(libs.camera.view)
     implementation(libs.coroutines.android)
     testImplementation(libs.onnxruntime.jvm) // the same classes, with a computer's library
-    testImplementation(kotlin("test-junit"))
+    testImplementation(libs.kotlin.test.junit)
     testImplementation(libs.junit)
 }

@@ -10,7 +10,7 @@ kotlin {
 
 dependencies {
     api(libs.serialization.json)
-    testImplementation(kotlin("test-junit"))
+    testImplementation(libs.kotlin.test.junit)
     testImplementation(libs.junit)
 }
 

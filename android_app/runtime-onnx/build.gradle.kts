@@ -12,7 +12,7 @@ dependencies {
     api(project(":core"))
     compileOnly(libs.onnxruntime.jvm) // an app brings onnxruntime-android, whose classes are the same
     testImplementation(libs.onnxruntime.jvm)
-    testImplementation(kotlin("test-junit"))
+    testImplementation(libs.kotlin.test.junit)
     testImplementation(libs.junit)
 }
 

@@ -105,6 +105,12 @@ def test_what_decides_knows_nothing_of_android():
             assert not re.search(r"^import (android|androidx\.(activity|camera|lifecycle))\.", file.read_text(), re.MULTILINE), file
 
 
+def test_patterns_do_not_ignore_case():
+    """With that, U+0345 is a letter for Android's regular expressions (ICU), and none for Java's, which the tests here run."""
+    for file in (ANDROID / "core/src/main").rglob("*.kt"):
+        assert not re.search(r"\(\?\w*i|IGNORE_CASE", file.read_text()), file
+
+
 @pytest.mark.parametrize("file", sorted(ANDROID.rglob("*.kt")), ids=lambda file: file.name)
 def test_files_are_short(file):
     assert len(file.read_text().splitlines()) < 400

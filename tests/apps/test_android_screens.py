@@ -57,7 +57,7 @@ def properties(tmp_path_factory) -> dict[str, Path]:
 
 def test_the_app_works_with_a_real_model(kotlin, properties):
     said = kotlin.test(["org.mobileclip.app.AppStateTest"], class_path(kotlin), **properties)
-    assert int(re.search(r"OK \((\d+) tests\)", said)[1]) >= 13
+    assert int(re.search(r"OK \((\d+) tests\)", said)[1]) >= 17
 
 
 def test_the_screens_are_drawn(kotlin, properties, tmp_path):

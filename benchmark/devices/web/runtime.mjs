@@ -33,6 +33,6 @@ export async function start(asked, threads) {
 
 /** What a worker was told of an error: the runtime throws numbers where the memory was not enough. */
 export function messageOf(e) {
-  const message = typeof e === "number" ? `the runtime failed with code ${e}; perhaps the memory was not enough` : `${e?.message ?? e}`;
+  const message = typeof e === "number" ? `the runtime failed with code ${e}; perhaps the memory was not enough` : `${e?.message || e}`; // never empty: the page asks whether there is one
   return message.slice(0, 500);
 }

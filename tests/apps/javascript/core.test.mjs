@@ -5,7 +5,8 @@ import { createHash, randomBytes } from "node:crypto";
 import { test } from "node:test";
 import * as kit from "./kit.mjs";
 
-const { MobileClipError } = await kit.core("error");
+const { MobileClipError, reason } = await kit.core("error");
+const { messageOf } = await kit.core("../runtime");
 const { parseCanonical } = await kit.core("json");
 const { sha256 } = await kit.core("sha256");
 const { parseManifest } = await kit.core("manifest");
@@ -48,6 +49,11 @@ test("manifests that are no objects are refused in one line", () => {
   }
   const rest = '{"schema_version":1}'; // its own hash alone is not enough
   assert.throws(() => parseManifest(`{"manifest_sha256":"${hashOf(rest)}","schema_version":1}`), saying(/does not fit together \(model is no object\)/));
+});
+
+test("an error always has a reason", () => {
+  assert.deepEqual([new Error("\n a\nb"), new Error(""), new TypeError(" \n"), "text", 7, null].map((e) => reason(e)), ["a", "Error", "TypeError:", "text", "7", "null"]);
+  for (const e of [new Error(""), new DOMException(""), 7, null, "text"]) assert.ok(messageOf(e).trim());
 });
 
 test("every half is read and written", () => {

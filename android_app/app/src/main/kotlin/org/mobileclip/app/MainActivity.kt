@@ -22,6 +22,7 @@ import androidx.compose.ui.graphics.asImageBitmap
 import androidx.compose.ui.layout.ContentScale
 import java.io.IOException
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.Job
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 import org.mobileclip.app.ui.AppScreen
@@ -34,6 +35,7 @@ import org.mobileclip.app.ui.SettingsActions
 import org.mobileclip.app.ui.SettingsScreen
 import org.mobileclip.app.ui.SettingsView
 import org.mobileclip.app.ui.Tab
+import org.mobileclip.core.BundleSource
 import org.mobileclip.core.PhotoAccess
 
 /** Connects the screens with the app's state and with what only Android can do: permissions, pickers, the camera. */
@@ -46,16 +48,13 @@ class MainActivity : ComponentActivity() {
         app.cameraAsked = true
         look()
     }
-    private val askForPhotos = registerForActivityResult(ActivityResultContracts.RequestMultiplePermissions()) { look() }
+    private val askForPhotos = registerForActivityResult(ActivityResultContracts.RequestMultiplePermissions()) {
+        look()
+        state.search.accessAnswered()
+    }
     private val pickPhoto = registerForActivityResult(ActivityResultContracts.PickVisualMedia()) { place -> place?.let(::classify) }
-    private val pickZip = registerForActivityResult(ActivityResultContracts.OpenDocument()) { place ->
-        val files = PickedFiles(contentResolver)
-        if (place != null) state.model.add(files.zip(place), files.name(place))
-    }
-    private val pickFolder = registerForActivityResult(ActivityResultContracts.OpenDocumentTree()) { place ->
-        val files = PickedFiles(contentResolver)
-        if (place != null) state.model.add(files.folder(place), files.name(place))
-    }
+    private val pickZip = registerForActivityResult(ActivityResultContracts.OpenDocument()) { place -> place?.let { add(it, PickedFiles::zip) } }
+    private val pickFolder = registerForActivityResult(ActivityResultContracts.OpenDocumentTree()) { place -> place?.let { add(it, PickedFiles::folder) } }
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
@@ -91,7 +90,7 @@ class MainActivity : ComponentActivity() {
                     val found by state.classifier.state.collectAsState()
                     CameraScreen(
                         found, model, settings, camera, { Preview(it) }, { askForCamera.launch(Manifest.permission.CAMERA) },
-                        { pickPhoto.launch(PickVisualMediaRequest(ActivityResultContracts.PickVisualMedia.ImageOnly)) }, { state.model.change(it) }, toSettings,
+                        { pickPhoto.launch(PickVisualMediaRequest(ActivityResultContracts.PickVisualMedia.ImageOnly)) }, { again(state.model.change(it)) }, toSettings,
                     )
                 }
                 Tab.SEARCH -> {
@@ -113,8 +112,8 @@ class MainActivity : ComponentActivity() {
                     SettingsScreen(
                         SettingsView(model, settings, bundles, copied, message),
                         SettingsActions(
-                            { state.model.choose(it) }, { state.model.remove(it) }, { pickZip.launch(arrayOf("application/zip", "application/octet-stream")) },
-                            { pickFolder.launch(null) }, { state.model.change(it) }, { state.model.dismissMessage() },
+                            { again(state.model.choose(it)) }, { state.model.remove(it) }, { pickZip.launch(arrayOf("application/zip", "application/octet-stream")) },
+                            { pickFolder.launch(null) }, { again(state.model.change(it)) }, { state.model.dismissMessage() },
                         ),
                     )
                 }
@@ -141,8 +140,25 @@ class MainActivity : ComponentActivity() {
                 state.classifier.frame(PictureReader.pictureOf(bitmap))
             } catch (_: IOException) {
                 state.classifier.unreadable()
+            } catch (_: OutOfMemoryError) {
+                state.classifier.unreadable()
             }
         }
+    }
+
+    /** Classify the picked photo again after a change; a camera's next frame comes by itself. */
+    private fun again(changed: Job) {
+        val photo = app.picked.value ?: return
+        app.background.launch {
+            changed.join()
+            state.classifier.frame(PictureReader.pictureOf(photo))
+        }
+    }
+
+    /** Its name comes from another app, which may take its time. */
+    private fun add(place: Uri, source: PickedFiles.(Uri) -> BundleSource) {
+        val files = PickedFiles(contentResolver)
+        app.background.launch { state.model.add(files.source(place), files.name(place)) }
     }
 
     private companion object {

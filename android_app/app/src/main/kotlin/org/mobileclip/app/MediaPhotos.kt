@@ -40,6 +40,8 @@ class MediaPhotos(private val context: Context) : PhotoLibrary {
         if (Build.VERSION.SDK_INT >= 29) context.contentResolver.loadThumbnail(place(id), Size(THUMBNAIL, THUMBNAIL), null) else reader.bitmap(place(id), THUMBNAIL)
     } catch (_: IOException) {
         null
+    } catch (_: SecurityException) { // with partial access it may be allowed no longer
+        null
     }
 
     private fun place(id: Long): Uri = ContentUris.withAppendedId(Media.EXTERNAL_CONTENT_URI, id)

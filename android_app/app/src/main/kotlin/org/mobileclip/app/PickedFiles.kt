@@ -18,10 +18,12 @@ class PickedFiles(private val resolver: ContentResolver) {
     fun folder(tree: Uri): BundleSource = BundleSource { take -> visit(tree, DocumentsContract.getTreeDocumentId(tree), "", 0, take) }
 
     /** What the chooser shows for it, without a zip's extension. */
-    fun name(place: Uri): String {
+    fun name(place: Uri): String = try {
         val document = if (DocumentsContract.isTreeUri(place)) DocumentsContract.buildDocumentUriUsingTree(place, DocumentsContract.getTreeDocumentId(place)) else place
         val shown = resolver.query(document, arrayOf(OpenableColumns.DISPLAY_NAME), null, null, null)?.use { if (it.moveToFirst()) it.getString(0) else null }
-        return shown.orEmpty().removeSuffix(".zip")
+        shown.orEmpty().removeSuffix(".zip")
+    } catch (_: RuntimeException) { // of the app that holds it
+        ""
     }
 
     private fun visit(tree: Uri, folder: String, path: String, depth: Int, take: (String, InputStream) -> Unit) {
@@ -30,7 +32,7 @@ class PickedFiles(private val resolver: ContentResolver) {
         val asked = arrayOf(Document.COLUMN_DOCUMENT_ID, Document.COLUMN_DISPLAY_NAME, Document.COLUMN_MIME_TYPE)
         val cursor = try {
             resolver.query(DocumentsContract.buildChildDocumentsUriUsingTree(tree, folder), asked, null, null, null)
-        } catch (e: SecurityException) {
+        } catch (e: RuntimeException) {
             throw IOException(e.reason(), e)
         } ?: throw IOException("the folder cannot be read")
         cursor.use { while (it.moveToNext()) children.add(Triple(it.getString(0), it.getString(1).orEmpty(), it.getString(2) == Document.MIME_TYPE_DIR)) }
@@ -45,7 +47,7 @@ class PickedFiles(private val resolver: ContentResolver) {
 
     private fun open(place: Uri): InputStream = try {
         resolver.openInputStream(place) ?: throw IOException("it cannot be opened")
-    } catch (e: SecurityException) {
+    } catch (e: RuntimeException) {
         throw IOException(e.reason(), e)
     }
 

@@ -35,7 +35,7 @@ class PictureReader(private val resolver: ContentResolver) {
         } else {
             older(place, least)
         }
-    } catch (e: SecurityException) { // the permission was taken back meanwhile
+    } catch (e: RuntimeException) { // the permission was taken back meanwhile, or a decoder or another app stumbled over it
         throw IOException(e.reason(), e)
     }
 

@@ -158,6 +158,47 @@ class AppStateTest {
     }
 
     @Test
+    fun lowMemoryWhileAModelIsOpenedGivesItBackToo() = runBlocking {
+        fixture.beforeLoad = { Thread { app.trim() }.apply { start() }.join() }
+        added()
+        fixture.beforeLoad = {}
+        val loads = fixture.loads
+        repeat(2) { app.model.use { it.embed("a pizza") } }
+        assertEquals(loads + 1, fixture.loads, "it is loaded again when it is needed, once")
+    }
+
+    @Test
+    fun whatTookTheAppDownIsNotOpenedAgainByItself() = runBlocking<Unit> {
+        added()
+        File(fixture.folder, "files/settings.json.opening").createNewFile() // as a driver that crashes leaves it
+        val again = fixture.start()
+        again.model.start().join()
+        assertTrue("the app ended while it opened nano with cpu" in assertIs<ModelState.Failed>(again.model.state.value).message)
+        again.model.choose("nano").join()
+        assertIs<ModelState.Ready>(again.model.state.value)
+        val third = fixture.start()
+        third.model.start().join()
+        assertIs<ModelState.Ready>(third.model.state.value)
+    }
+
+    @Test
+    fun aRuntimeThatBreaksInAnUnknownWayDoesNotEndTheApp() = runBlocking {
+        fixture.beforeLoad = { throw IllegalStateException("a bug") }
+        app.model.add(fixture.bundle(), "nano").join()
+        assertTrue("cannot be used (a bug)" in assertIs<ModelState.Failed>(app.model.state.value).message)
+    }
+
+    @Test
+    fun photosThatWereNotAllowedHaveAWayOut() = runBlocking {
+        app.search.accessIs(PhotoAccess.NONE)
+        app.search.accessAnswered()
+        assertTrue("allow them in the system's settings" in app.search.state.value.message.orEmpty())
+        app.search.accessIs(PhotoAccess.SOME)
+        app.search.accessAnswered()
+        assertNull(app.search.state.value.message)
+    }
+
+    @Test
     fun aModelThatDoesNotFitIntoMemoryIsExplained() = runBlocking {
         added()
         val error = assertFailsWith<MobileClipException> { app.model.use<Unit> { throw OutOfMemoryError() } }

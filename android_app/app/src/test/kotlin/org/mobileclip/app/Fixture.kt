@@ -27,7 +27,9 @@ class Fixture(name: String) : AutoCloseable {
 
     /** How often a tower was loaded. */
     var loads = 0
+    var beforeLoad: () -> Unit = {}
     private val towers = Towers { place, artifact, settings ->
+        beforeLoad()
         loads++
         OnnxSession.load(place, artifact, settings.provider, settings.threads)
     }

@@ -184,7 +184,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
                 tellProgress("loading ${label(planned.request)}")
                 measurement.baseline = host.peakMemoryBytes()
                 measurement.loadMs = milliseconds { measurement.session = host.load(measurement.bundle, planned.request) }
-                measurement.firstRunMs = once(measurement).first
+                opened(measurement) { measurement.firstRunMs = once(measurement).first }
                 open.add(measurement)
             }
         }
@@ -252,12 +252,23 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
         try {
             step()
             return true
-        } catch (e: Exception) {
+        } catch (e: Throwable) {
+            if (e !is Exception && e !is LinkageError && e !is OutOfMemoryError) throw e // a runtime that is not there leaves the others alone
             val error = e.reason(MAX_ERROR_CHARS)
             val samples = if (m != null && m.latencyMs.isNotEmpty()) samples(m, error) else null
             runCatching { m?.session?.close() }
             answer(number, BenchAnswer(samples = samples, error = error))
             return false
+        }
+    }
+
+    /** Do the first step with a session; it must not stay behind where that fails. */
+    private fun opened(m: Measurement, step: () -> Unit) {
+        try {
+            step()
+        } catch (e: Throwable) {
+            runCatching { m.session?.close() }
+            throw e
         }
     }
 

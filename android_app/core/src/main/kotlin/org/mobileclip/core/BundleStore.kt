@@ -75,7 +75,10 @@ class BundleStore(private val folder: File, private val limits: Limits = Limits(
             keepOnly(root, bundle.manifest)
             val name = freeName(wanted, File(root, MANIFEST))
             val place = File(folder, name)
-            if (!place.exists()) Files.move(root.toPath(), place.toPath())
+            if (!intact(place)) {
+                place.deleteRecursively() // the same one, damaged since: it was picked again for that
+                Files.move(root.toPath(), place.toPath())
+            }
             return name
         } catch (e: IOException) {
             throw MobileClipException("the bundle cannot be copied (${e.reason()}); free some storage, or pick it again", e)
@@ -126,6 +129,13 @@ class BundleStore(private val folder: File, private val limits: Limits = Limits(
         val kept = (listOf(manifest.tokenizer.file, manifest.golden) + artifacts.flatMap { it.files }).map { it.path } + MANIFEST
         root.walkBottomUp().filter { it.isFile && it.relativeTo(root).invariantSeparatorsPath !in kept }.forEach { it.delete() }
         root.walkBottomUp().filter { it.isDirectory && it.list()?.isEmpty() == true }.forEach { it.delete() }
+    }
+
+    private fun intact(place: File): Boolean = try {
+        Bundle.open(place, ON_PHONES)
+        true
+    } catch (_: MobileClipException) {
+        false
     }
 
     private fun freeName(wanted: String, manifest: File): String {

@@ -112,7 +112,7 @@ class EmbeddingIndex private constructor(private val file: File, private val acc
             record.clear()
             channel.read(record, HEADER_BYTES + place * recordBytes)
             val id = record.getLong(0)
-            if (id == REMOVED) continue
+            if (places[id] != place) continue // removed, or left twice by a compaction that was killed
             if (kept != place) {
                 record.flip()
                 channel.write(record, HEADER_BYTES + kept * recordBytes)
@@ -143,7 +143,7 @@ class EmbeddingIndex private constructor(private val file: File, private val acc
         private const val HEADER_BYTES = 4L + 4 + 4 + 32
         private const val REMOVED = -1L
         private const val CHUNK_RECORDS = 4096
-        private const val MAX_WIDTH = 1 shl 14
+        internal const val MAX_WIDTH = 1 shl 14
 
         /**
          * Open an index, or make an empty one.

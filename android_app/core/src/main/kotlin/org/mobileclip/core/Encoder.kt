@@ -53,8 +53,13 @@ class Encoder(private val bundle: Bundle, private val target: Target, private va
         return Tower.entries.filter { manifest.artifact(target, it) != null }.associateWith { tower ->
             val name = tower.name.lowercase()
             val inputs = golden["$name.input"]
-            val wanted = golden["$name.embedding"].floats()
-            val rows = inputs.shape[0]
+            val outputs = golden["$name.embedding"]
+            val rows = inputs.shape.firstOrNull() ?: 0
+            val input = checkNotNull(manifest.artifact(target, tower)).input
+            if (rows < 1 || inputs.dtype != DTYPES[input.dtype] || inputs.shape.drop(1) != input.shape.drop(1) || outputs.dtype != "F32" || outputs.shape != listOf(rows, width)) {
+                throw MobileClipException("the golden inputs of the $name tower are not what it takes and gives; export the bundle again")
+            }
+            val wanted = outputs.floats()
             val rowBytes = inputs.data.remaining() / rows
             (0 until rows).minOf { i ->
                 val part = inputs.data
@@ -90,4 +95,8 @@ class Encoder(private val bundle: Bundle, private val target: Target, private va
     }
 
     override fun close() = sessions.values.forEach { it.close() }
+
+    private companion object {
+        val DTYPES = mapOf("float32" to "F32", "int32" to "I32", "uint8" to "U8")
+    }
 }

@@ -104,9 +104,15 @@ data class Manifest(
          *
          * @throws MobileClipException it is none, or not of this version, or was edited
          */
-        fun parse(text: String): Manifest {
+        fun parse(text: String): Manifest = try {
+            read(text)
+        } catch (e: StackOverflowError) {
+            throw MobileClipException("manifest.json is nested too deeply; export the bundle again", e)
+        }
+
+        private fun read(text: String): Manifest {
             val document = try {
-                Json.parseToJsonElement(text).jsonObject
+                jsonObject(text)
             } catch (e: IllegalArgumentException) {
                 throw MobileClipException("manifest.json is no JSON object; copy the bundle again", e)
             }
@@ -129,6 +135,8 @@ data class Manifest(
         private fun Manifest.check() {
             val side = preprocess.resolution
             require(side in 1..MAX_RESOLUTION) { "a resolution of $side" }
+            require(HASH.matches(embeddingSpace)) { "the embedding space" }
+            require(embedDim in 1..EmbeddingIndex.MAX_WIDTH) { "embeddings of $embedDim numbers" }
             require(preprocess.mean.size == 3 && preprocess.std.size == 3) { "mean and std need three values each" }
             val pixels = if (preprocess.baked) "uint8" to listOf(options.batch, side, side, 3) else "float32" to listOf(options.batch, 3, side, side)
             for (artifact in artifacts) {
@@ -136,8 +144,10 @@ data class Manifest(
                     Tower.IMAGE -> TensorInfo("image", pixels.first, pixels.second)
                     Tower.TEXT -> TensorInfo("tokens", "int32", listOf(options.batch, tokenizer.contextLength))
                 }
-                require(artifact.input == wanted && (wanted.shape).all { it > 0 }) { "${artifact.path} takes ${artifact.input}" }
-                require(artifact.output == TensorInfo("embedding", "float32", listOf(options.batch, embedDim)) && embedDim > 0) {
+                require(artifact.input == wanted && wanted.shape.all { it > 0 } && wanted.shape.fold(4.0) { a, b -> a * b } <= Int.MAX_VALUE) {
+                    "${artifact.path} takes ${artifact.input}"
+                }
+                require(artifact.output == TensorInfo("embedding", "float32", listOf(options.batch, embedDim))) {
                     "${artifact.path} gives ${artifact.output}"
                 }
                 require(artifact.files.isNotEmpty() && artifact.files.all { it.path == artifact.path || it.path.startsWith("${artifact.path}/") }) {
@@ -199,11 +209,24 @@ val JSON: Json = Json {
     encodeDefaults = true
 }
 
+/** @throws IllegalArgumentException the text is no JSON object, or is nested so deeply that it cannot be read */
+internal fun jsonObject(text: String): JsonObject = try {
+    Json.parseToJsonElement(text).jsonObject
+} catch (e: StackOverflowError) {
+    throw IllegalArgumentException("nested too deeply", e)
+}
+
 /** A bundle whose manifest, and every file that an app needs of it, was checked. */
 class Bundle private constructor(val folder: File, val manifest: Manifest) {
     fun file(path: String): File = File(folder, path)
 
-    val tokenizer: Tokenizer by lazy { Tokenizer.load(file(manifest.tokenizer.file.path)) }
+    val tokenizer: Tokenizer by lazy {
+        Tokenizer.load(file(manifest.tokenizer.file.path)).also {
+            if (it.contextLength != manifest.tokenizer.contextLength) {
+                throw MobileClipException("the tokenizer's rows have ${it.contextLength} ids, the model's ${manifest.tokenizer.contextLength}; export the bundle again")
+            }
+        }
+    }
 
     companion object {
         private const val MAX_MANIFEST_BYTES = 16L shl 20

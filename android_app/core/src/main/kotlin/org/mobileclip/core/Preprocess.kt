@@ -20,19 +20,24 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
         val turned = orientation >= 5
         val w = if (turned) height else width
         val h = if (turned) width else height
+        val last = width * height - 1
+        // where the first pixel comes from, and how far from it lie the next one and that of the next row
+        val (first, across, down) = when (orientation) {
+            2 -> Triple(width - 1, -1, width)
+            3 -> Triple(last, -1, -width)
+            4 -> Triple(last - width + 1, 1, -width)
+            5 -> Triple(0, width, 1)
+            6 -> Triple(last - width + 1, -width, 1)
+            7 -> Triple(last, -width, -1)
+            else -> Triple(width - 1, width, -1)
+        }
         val out = ByteArray(rgb.size)
+        var to = 0
         for (y in 0 until h) {
+            var from = 3 * (first + y * down)
             for (x in 0 until w) {
-                val (sx, sy) = when (orientation) {
-                    2 -> width - 1 - x to y
-                    3 -> width - 1 - x to height - 1 - y
-                    4 -> x to height - 1 - y
-                    5 -> y to x
-                    6 -> y to height - 1 - x
-                    7 -> width - 1 - y to height - 1 - x
-                    else -> width - 1 - y to x
-                }
-                rgb.copyInto(out, 3 * (y * w + x), 3 * (sy * width + sx), 3 * (sy * width + sx) + 3)
+                for (channel in 0..2) out[to++] = rgb[from + channel]
+                from += 3 * across
             }
         }
         return Picture(w, h, out)

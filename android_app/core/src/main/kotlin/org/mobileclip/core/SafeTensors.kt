@@ -6,7 +6,6 @@ import java.io.RandomAccessFile
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import java.nio.channels.FileChannel
-import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.int
 import kotlinx.serialization.json.jsonArray
@@ -67,7 +66,7 @@ class SafeTensors private constructor(private val tensors: Map<String, Tensor>, 
             val headerBytes = whole.getLong(0)
             require(headerBytes in 2..minOf(MAX_HEADER_BYTES, size - 8)) { "a header of $headerBytes bytes" }
             val text = ByteArray(headerBytes.toInt()).also { whole.position(8); whole.get(it) }.toString(Charsets.UTF_8)
-            val header = Json.parseToJsonElement(text).jsonObject
+            val header = jsonObject(text)
             val metadata = header["__metadata__"]?.jsonObject?.mapValues { it.value.jsonPrimitive.content }.orEmpty()
             val tensors = header.filterKeys { it != "__metadata__" }.mapValues { (name, about) -> tensor(name, about.jsonObject, whole, 8 + headerBytes) }
             return SafeTensors(tensors, metadata)
@@ -78,7 +77,7 @@ class SafeTensors private constructor(private val tensors: Map<String, Tensor>, 
             val width = requireNotNull(WIDTHS[dtype]) { "$name is of type $dtype" }
             val shape = requireNotNull(about["shape"]) { "$name has no shape" }.jsonArray.map { it.jsonPrimitive.int }
             val offsets = requireNotNull(about["data_offsets"]) { "$name has no place" }.jsonArray.map { it.jsonPrimitive.long }
-            require(offsets.size == 2 && offsets[0] in 0..offsets[1] && start + offsets[1] <= whole.limit()) { "$name lies outside" }
+            require(offsets.size == 2 && offsets[0] in 0..offsets[1] && offsets[1] <= whole.limit() - start) { "$name lies outside" }
             require(shape.all { it >= 0 } && shape.fold(width.toLong()) { a, b -> Math.multiplyExact(a, b.toLong()) } == offsets[1] - offsets[0]) {
                 "$name has another size than its shape"
             }

@@ -37,6 +37,8 @@ data class Settings(
 
 /** Settings in a file. */
 class SettingsStore(private val file: File) {
+    private val opening = File(file.path + ".opening")
+
     /** What was saved last; the defaults where nothing was, or where it is damaged: nothing of value is in it. */
     fun load(): Settings {
         val read = try {
@@ -55,6 +57,7 @@ class SettingsStore(private val file: File) {
     }
 
     /** @throws MobileClipException storage is full */
+    @Synchronized
     fun save(settings: Settings) {
         try {
             file.parentFile?.mkdirs()
@@ -65,4 +68,20 @@ class SettingsStore(private val file: File) {
             throw MobileClipException("the settings cannot be saved (${e.reason()}); free some storage", e)
         }
     }
+
+    /** Do with them what may take the app down, as a driver of the phone's maker can. */
+    fun <T> opening(step: () -> T): T {
+        try {
+            opening.createNewFile()
+        } catch (_: IOException) { // full storage: it will not be known
+        }
+        return try {
+            step()
+        } finally {
+            opening.delete()
+        }
+    }
+
+    /** Whether the app ended in the middle of `opening`; true once. */
+    fun endedWhileOpening(): Boolean = opening.delete()
 }

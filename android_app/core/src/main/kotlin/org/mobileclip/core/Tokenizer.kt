@@ -3,7 +3,7 @@ package org.mobileclip.core
 import java.io.File
 import java.io.IOException
 import kotlinx.serialization.SerializationException
-import kotlinx.serialization.json.Json
+import kotlinx.serialization.json.JsonArray
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
 import kotlinx.serialization.json.int
@@ -101,9 +101,11 @@ class Tokenizer private constructor(
         private const val MAX_FILE_BYTES = 128L shl 20
 
         /** U+0345 is no letter but would be one in capitals, so that the reference's pattern, which ignores case, knows it nowhere. */
-        private val WORDS = Regex(
-            "$START|$END|'s|'t|'re|'ve|'m|'ll|'d|\\p{L}+|\\p{N}|[^$SPACES\\u0345\\p{L}\\p{N}]+".let { "(?iu)$it" },
-        )
+        private const val SPLIT = "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+"
+
+        // The same for text in lower case, with what the reference's disregard of case adds: a long s is an s, and U+0345, which is a
+        // letter in capitals only, falls through. Java's own disregard of case treats that one in another way, and Android's in a third.
+        private val WORDS = Regex("<[s\\u017F]tart_of_text>|$END|'[s\\u017F]|'t|'re|'ve|'m|'ll|'d|\\p{L}+|\\p{N}|[^$SPACES\\u0345\\p{L}\\p{N}]+")
         private val BYTE_SYMBOLS: Array<String> = byteSymbols()
 
         /** Read the tokenizer file of a bundle. */
@@ -115,7 +117,7 @@ class Tokenizer private constructor(
                 throw MobileClipException("${file.name} cannot be read (${e.reason()}); copy the bundle again", e)
             }
             return try {
-                parse(Json.parseToJsonElement(text).jsonObject)
+                parse(jsonObject(text))
             } catch (e: SerializationException) {
                 throw unusable(file, e)
             } catch (e: IllegalArgumentException) {
@@ -132,12 +134,15 @@ class Tokenizer private constructor(
             val model = document.getValue("model").jsonObject
             require((model["type"] as? JsonPrimitive)?.content == "BPE") { "its model is not BPE" }
             require((model["end_of_word_suffix"] as? JsonPrimitive)?.content == WORD_END) { "its words have no end" }
+            val words = (document.getValue("pre_tokenizer").jsonObject["pretokenizers"] as? JsonArray)?.firstOrNull() as? JsonObject
+            require(((words?.get("pattern") as? JsonObject)?.get("Regex") as? JsonPrimitive)?.content == SPLIT) { "it splits text in another way than CLIP" }
             val vocabulary = model.getValue("vocab").jsonObject.mapValues { it.value.jsonPrimitive.int }
             require(START in vocabulary && END in vocabulary) { "it has another start or end than CLIP's" }
             require(BYTE_SYMBOLS.all { it in vocabulary && it + WORD_END in vocabulary }) { "a byte has no id" }
             val merges = model.getValue("merges").jsonArray
             val ranks = HashMap<Pair<String, String>, Int>(2 * merges.size)
             merges.forEachIndexed { rank, pair ->
+                require(pair.jsonArray.size == 2) { "a merge of ${pair.jsonArray.size}" }
                 val (first, second) = pair.jsonArray.map { it.jsonPrimitive.content }
                 require(first + second in vocabulary) { "a merge has no id" }
                 ranks[first to second] = rank

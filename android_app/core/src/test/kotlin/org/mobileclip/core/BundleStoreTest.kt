@@ -62,6 +62,16 @@ class BundleStoreTest {
     }
 
     @Test
+    fun aBundleThatWasDamagedIsRepairedByPickingItAgain() {
+        store.add(zip(files), "nano")
+        File(folder, "nano/text.onnx").writeText("damaged")
+        assertFailsWith<MobileClipException> { store.open("nano", Target.ONNX) }
+        assertEquals("nano", store.add(zip(files), "nano"))
+        store.open("nano", Target.ONNX)
+        assertEquals(listOf("nano"), folder.list().orEmpty().toList())
+    }
+
+    @Test
     fun pathsThatLeadOutAreRefused() {
         for (path in listOf("../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "C:evil")) {
             assertTrue("leads out of the bundle" in refused(zip(files + (path to ByteArray(1)))), path)

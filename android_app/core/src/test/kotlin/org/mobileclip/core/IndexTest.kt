@@ -62,6 +62,10 @@ class IndexTest {
         val bytes = file.readBytes()
         file.appendBytes(bytes.copyOfRange(bytes.size - 12, bytes.size))
         open().use { assertEquals(listOf(Match(2, 1f), Match(1, 0f)), it.search(floatArrayOf(0f, 1f), 5)) }
+        open().use { it.compact() }
+        assertEquals(bytes.size.toLong(), file.length(), "the next one removes it")
+        open().use { it.remove(2) }
+        open().use { assertEquals(setOf(1L), it.ids, "what was removed does not come back") }
     }
 
     @Test

@@ -2,6 +2,8 @@ package org.mobileclip.core
 
 import java.io.File
 import java.nio.ByteBuffer
+import java.util.concurrent.ConcurrentLinkedQueue
+import kotlin.concurrent.thread
 import kotlin.test.Test
 import kotlin.test.assertContentEquals
 import kotlin.test.assertEquals
@@ -22,6 +24,25 @@ class SettingsTest {
         store.save(mine.copy(provider = "nnapi"))
         assertEquals("xnnpack", store.load().provider, "a provider of another runtime")
         file.delete()
+    }
+
+    @Test
+    fun whoeverSavesAtTheSameTimeDoesNotDisturb() {
+        val store = SettingsStore(file)
+        val failures = ConcurrentLinkedQueue<Throwable>()
+        val savers = (1..8).map { n -> thread { repeat(50) { runCatching { store.save(Settings(threads = n)) }.onFailure(failures::add) } } }
+        savers.forEach(Thread::join)
+        assertEquals(null, failures.peek())
+        assertEquals(true, store.load().threads in 1..8)
+    }
+
+    @Test
+    fun thatTheAppEndedWhileItOpenedAModelIsKnownOnce() {
+        val store = SettingsStore(file)
+        store.opening { assertEquals(true, SettingsStore(file).endedWhileOpening()) } // as if it had been killed here
+        store.opening {}
+        assertFailsWith<MobileClipException> { store.opening { throw MobileClipException("refused") } }
+        assertEquals(false, store.endedWhileOpening())
     }
 
     @Test
@@ -77,5 +98,6 @@ class SettingsTest {
         assertEquals("first", Exception("first\nsecond").reason())
         assertEquals(160, Exception("x".repeat(999)).reason().length)
         assertEquals("IllegalStateException", IllegalStateException().reason())
+        assertEquals(listOf("second", "IllegalStateException"), listOf("\n second", " \n").map { IllegalStateException(it).reason().trim() }, "an error is never empty")
     }
 }

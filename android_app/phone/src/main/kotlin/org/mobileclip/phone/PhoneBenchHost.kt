@@ -47,7 +47,7 @@ class PhoneBenchHost(private val context: Context, private val foreground: () ->
         return BenchState(
             moment = moment,
             thermal = if (power != null && Build.VERSION.SDK_INT >= 29) AndroidFacts.thermal(power.currentThermalStatus) else Thermal.UNKNOWN,
-            batteryPercent = if (level >= 0 && scale > 0) 100.0 * level / scale else null,
+            batteryPercent = if (level >= 0 && scale > 0) (100.0 * level / scale).coerceAtMost(100.0) else null,
             charging = battery?.let { it.getIntExtra(BatteryManager.EXTRA_PLUGGED, 0) != 0 },
             lowPower = power?.isPowerSaveMode,
             foreground = foreground(),

@@ -1,5 +1,7 @@
 package org.mobileclip.onnx
 
+import ai.onnxruntime.NodeInfo
+import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtException
@@ -39,7 +41,7 @@ class OnnxSession private constructor(private val session: OrtSession, private v
         return when (input.dtype) {
             "float32" -> OnnxTensor.createTensor(environment, value.asFloatBuffer(), shape)
             "int32" -> OnnxTensor.createTensor(environment, value.asIntBuffer(), shape)
-            "uint8" -> OnnxTensor.createTensor(environment, value, shape, ai.onnxruntime.OnnxJavaType.UINT8)
+            "uint8" -> OnnxTensor.createTensor(environment, value, shape, OnnxJavaType.UINT8)
             else -> throw MobileClipException("inputs of ${input.dtype} are not known; update the app")
         }
     }
@@ -47,6 +49,7 @@ class OnnxSession private constructor(private val session: OrtSession, private v
     override fun close() = session.close()
 
     companion object {
+        private val TYPES = mapOf("float32" to OnnxJavaType.FLOAT, "int32" to OnnxJavaType.INT32, "uint8" to OnnxJavaType.UINT8)
         private val environment: OrtEnvironment by lazy { OrtEnvironment.getEnvironment() }
 
         fun load(folder: File, artifact: Artifact, provider: String = "cpu", threads: Int = 1): OnnxSession =
@@ -60,8 +63,7 @@ class OnnxSession private constructor(private val session: OrtSession, private v
                     options.setInterOpNumThreads(1)
                     add(provider, options, threads)
                     val session = environment.createSession(file.path, options)
-                    val given = session.inputInfo[input.name]?.info as? TensorInfo
-                    if (given == null || given.shape.toList() != input.shape.map { it.toLong() } || output.name !in session.outputNames) {
+                    if (!fits(session.inputInfo[input.name], input) || !fits(session.outputInfo[output.name], output)) {
                         session.close()
                         throw MobileClipException("${file.name} is not what its manifest says; export the bundle again")
                     }
@@ -70,6 +72,12 @@ class OnnxSession private constructor(private val session: OrtSession, private v
             } catch (e: OrtException) {
                 throw MobileClipException("ONNX Runtime refuses ${file.name} (${e.reason()}); export the bundle again", e)
             }
+        }
+
+        /** Whether a tensor of the graph is what the manifest says; a size may be left open. */
+        private fun fits(node: NodeInfo?, wanted: Tensor): Boolean {
+            val given = node?.info as? TensorInfo ?: return false
+            return given.type == TYPES[wanted.dtype] && given.shape.size == wanted.shape.size && given.shape.indices.all { given.shape[it] in setOf(-1L, wanted.shape[it].toLong()) }
         }
 
         private fun add(provider: String, options: OrtSession.SessionOptions, threads: Int) = try {

@@ -16,6 +16,7 @@ import org.mobileclip.core.MobileClipException
 import org.mobileclip.core.Picture
 import org.mobileclip.core.SafeTensors
 import org.mobileclip.core.Target
+import org.mobileclip.core.Tower
 
 /** The exported model in ONNX Runtime; `-Dbundle=FOLDER` is an fp32 bundle of `mobileclip_nano`. */
 class OnnxTest {
@@ -70,6 +71,20 @@ class OnnxTest {
     fun aBundleWithoutWhatIsNeededIsRefused() {
         val error = assertFailsWith<MobileClipException> { Bundle.open(folder, setOf(Target.COREML)) }
         assertEquals("the bundle has nothing for coreml; export it with: mobileclip export --target coreml", error.message)
+    }
+
+    @Test
+    fun aModelThatIsNotWhatItsManifestSaysIsRefused() {
+        val bundle = Bundle.open(folder, setOf(Target.ONNX))
+        val (input, output) = bundle.manifest.artifact(Target.ONNX, Tower.TEXT)!!.let { it.input to it.output }
+        OnnxSession.load(bundle.file("text.onnx"), input, output).close()
+        for ((given, gives) in listOf(
+            input.copy(dtype = "float32") to output, input.copy(shape = listOf(1, 76)) to output, input.copy(shape = listOf(77)) to output,
+            input to output.copy(name = "other"), input to output.copy(dtype = "int32"), input to output.copy(shape = listOf(1, 3)),
+        )) {
+            val error = assertFailsWith<MobileClipException>("$given, $gives") { OnnxSession.load(bundle.file("text.onnx"), given, gives) }
+            assertEquals("text.onnx is not what its manifest says; export the bundle again", error.message)
+        }
     }
 
     @Test

@@ -67,8 +67,16 @@ class ModelHolder(private val store: BundleStore, private val saved: SettingsSto
     /** What went wrong last, apart from the model itself. */
     val message: StateFlow<String?> get() = mutableMessage
 
-    /** Open what was chosen the last time, or the only bundle there is. */
-    fun start(): Job = choose(null)
+    /** Open what was chosen the last time, or the only bundle there is; but not what has taken the app down, which would do it again. */
+    fun start(): Job = background.launch {
+        val now = settings.value
+        if (saved.endedWhileOpening() && now.bundle.isNotEmpty()) {
+            val message = "the app ended while it opened ${now.bundle} with ${now.provider}; choose another provider, or the same one to try it again"
+            mutableState.value = ModelState.Failed(now.bundle, message)
+        } else {
+            choose(null).join()
+        }
+    }
 
     /** Use a bundle of the store; the empty name is none. */
     fun choose(name: String?): Job = background.launch {
@@ -85,7 +93,7 @@ class ModelHolder(private val store: BundleStore, private val saved: SettingsSto
         mutableSettings.value = settings
         return background.launch {
             try {
-                saved.save(settings)
+                synchronized(saved) { saved.save(mutableSettings.value) } // not what was asked for first: the last one counts
             } catch (e: MobileClipException) {
                 mutableMessage.value = e.message
             }
@@ -104,6 +112,8 @@ class ModelHolder(private val store: BundleStore, private val saved: SettingsSto
             choose(added).join()
         } catch (e: MobileClipException) {
             mutableMessage.value = e.message
+        } catch (_: OutOfMemoryError) {
+            mutableMessage.value = "the bundle does not fit into this phone's memory; export a smaller model"
         } finally {
             mutableCopying.value = null
         }
@@ -159,14 +169,17 @@ class ModelHolder(private val store: BundleStore, private val saved: SettingsSto
             mutableState.value = ModelState.Busy("Checking ${chosen.bundle}")
             val bundle = store.open(chosen.bundle, chosen.target)
             mutableState.value = ModelState.Busy("Running its golden inputs on this phone")
-            ModelState.Ready(bundle, chosen, encoder(bundle, chosen).also { encoder = it }.golden())
+            saved.opening { ModelState.Ready(bundle, chosen, encoder(bundle, chosen).also { encoder = it }.golden()) }
         } catch (e: MobileClipException) {
             failed(chosen, e.message.orEmpty())
         } catch (e: LinkageError) {
             failed(chosen, "the app was built without this runtime (${e.reason()}); choose another one")
         } catch (_: OutOfMemoryError) {
             failed(chosen, "the model does not fit into this phone's memory; export a smaller one, or in fp16")
+        } catch (e: RuntimeException) { // a bundle that somebody made up must not end the app, at every start
+            failed(chosen, "the model cannot be used (${e.reason()}); export the bundle again")
         }
+        if (trimWanted) release()
     }
 
     private fun failed(chosen: Settings, message: String): ModelState {

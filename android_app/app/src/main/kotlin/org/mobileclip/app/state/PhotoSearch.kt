@@ -39,6 +39,7 @@ data class SearchState(
 class PhotoSearch(private val model: ModelHolder, private val library: PhotoLibrary, private val folder: File, private val background: CoroutineScope) {
     private class Open(val space: String, val index: EmbeddingIndex)
 
+    private val opening = Any()
     private var open: Open? = null
     private var indexing: Job? = null
     private var searching: Job? = null
@@ -51,8 +52,14 @@ class PhotoSearch(private val model: ModelHolder, private val library: PhotoLibr
 
     /** Told at every return to the app: the user may have changed it in the system's settings. */
     fun accessIs(access: PhotoAccess) {
-        mutableState.update { it.copy(access = access, found = if (access == it.access) it.found else null) }
+        mutableState.update { if (access == it.access) it else it.copy(access = access, found = null, message = null) }
         if (access == PhotoAccess.NONE) pause()
+    }
+
+    /** The user was asked for photos; the system stops asking after a few refusals and answers by itself. */
+    fun accessAnswered() {
+        if (state.value.access != PhotoAccess.NONE) return
+        mutableState.update { it.copy(message = "Your photos were not allowed. If you are not asked again, allow them in the system's settings.") }
     }
 
     /** Index what is not indexed yet. */
@@ -99,15 +106,16 @@ class PhotoSearch(private val model: ModelHolder, private val library: PhotoLibr
         }.also { searching = it }
     }
 
-    /** The model's index. */
-    @Synchronized
+    /** The model's index; `start`, which the screen calls, never waits for it. */
     private fun index(): EmbeddingIndex {
         val (space, width) = model.use { it.embeddingSpace to it.width }
-        open?.let { if (it.space == space) return it.index }
-        val index = EmbeddingIndex.open(File(folder, "${space.take(16)}.mcix"), space, width)
-        open?.index?.close()
-        open = Open(space, index)
-        return index
+        return synchronized(opening) {
+            open?.let { if (it.space == space) return it.index }
+            val index = EmbeddingIndex.open(File(folder, "${space.take(16)}.mcix"), space, width)
+            open?.index?.close()
+            open = Open(space, index)
+            index
+        }
     }
 
     private fun same(encoder: Encoder, space: String): Encoder {
