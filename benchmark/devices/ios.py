@@ -1,6 +1,6 @@
 """iPhones and iPads: Apple's `devicectl` on a Mac, the open `pymobiledevice3` elsewhere and for older systems; the user's own programs.
 
-Sources: `xcrun devicectl help` and the JSON files that it writes (Xcode 15 and later); pymobiledevice3 11's own help.
+Sources: `xcrun devicectl help` and the JSON files that it writes (Xcode 16, the first with `--console`); pymobiledevice3 11's own help.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ class Devicectl(_Apple):
 
     def remove(self, name: str) -> None:
         """Tell the app to remove a folder: devicectl has no way to do so."""
-        self._json("process", "launch", "--terminate-existing", "--console", self.app, "--mobileclip-remove", f"Documents/{name}")
+        self._json("process", "launch", "--terminate-existing", "--console", self.app, "--", "--mobileclip-remove", f"Documents/{name}")
 
     def command(self, plan: str) -> list[str]:  # noqa: D102
         return [
             "xcrun", "devicectl", "device", "process", "launch", "--device", self.key, "--terminate-existing", "--console", self.app,
-            "--mobileclip-bench", f"Documents/{plan}",
+            "--", "--mobileclip-bench", f"Documents/{plan}",  # else devicectl would take the app's words for its own
         ]  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def look() -> tuple[list[_Apple], list[str]]:
     reasons: list[str] = []
     ways = [look for program, look in (("xcrun", _by_devicectl), ("pymobiledevice3", _by_pymobiledevice3)) if shutil.which(program)]
     if not ways:
-        wanted = "Xcode 15 or later" if sys.platform == "darwin" else "pymobiledevice3 (pip install pymobiledevice3)"
+        wanted = "Xcode 16 or later" if sys.platform == "darwin" else "pymobiledevice3 (pip install pymobiledevice3)"
         raise MissingToolError(f"iPhone: no tool to reach one; install {wanted}")
     for way in ways:
         try:

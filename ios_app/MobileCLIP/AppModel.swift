@@ -12,6 +12,7 @@ final class AppModel {
     let phone: PhoneState
     let bundles: BundleChoice
     let photos: PhotoSearch
+    let bench = BenchModel()
     private let compiled: CompiledModels
 
     init() {

@@ -37,6 +37,7 @@ private enum Launch {
     }
 }
 
+/// The tabs, and what must not depend on which of them is in front.
 struct MainView: View {
     @Environment(AppModel.self) private var model
     @Environment(\.scenePhase) private var phase
@@ -50,7 +51,35 @@ struct MainView: View {
         }
         .task { model.bundles.refresh() }
         .onChange(of: phase) { _, phase in
-            if phase == .active { model.bundles.refresh() } // Files may have brought a bundle
+            switch phase {
+            case .active:
+                model.bundles.refresh() // Files may have brought a bundle
+                if let ready = model.bundles.ready { Task { await model.photos.resume(ready.service) } }
+            case .background: BackgroundTask.run("index") { await model.photos.pause() }
+            default: break
+            }
         }
+        .onChange(of: model.photos.isIndexing || model.bench.isRunning) { _, isBusy in UIApplication.shared.isIdleTimerDisabled = isBusy }
+    }
+}
+
+/// Time from the system to end what is going on; an app that takes more of it is killed.
+@MainActor
+private final class BackgroundTask {
+    private var task = UIBackgroundTaskIdentifier.invalid
+
+    static func run(_ name: String, _ work: @escaping @MainActor () async -> Void) {
+        let one = BackgroundTask()
+        one.task = UIApplication.shared.beginBackgroundTask(withName: name) { one.end() }
+        Task {
+            await work()
+            one.end()
+        }
+    }
+
+    private func end() {
+        guard task != .invalid else { return }
+        UIApplication.shared.endBackgroundTask(task)
+        task = .invalid
     }
 }

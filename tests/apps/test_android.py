@@ -15,19 +15,12 @@ import pytest
 
 from mobileclip.benchmark.devices.app import APP
 from tests.apps import kotlin as pinned
-from tests.apps.kotlin import ANDROID, DECLARATIONS, ROOT, Kotlin, missing, shared
+from tests.apps.kotlin import ANDROID, DECLARATIONS, ROOT
 
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 NS = "{http://schemas.android.com/apk/res/android}"
 TOOLS = "{http://schemas.android.com/tools}"
 PAGE_BYTES = 16384
-
-
-@pytest.fixture(scope="module")
-def kotlin() -> Kotlin:
-    if lacking := missing():
-        pytest.skip(f"{lacking} is not installed")
-    return shared()
 
 
 def manifest(module: str) -> ET.Element:

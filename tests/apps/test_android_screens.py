@@ -19,7 +19,7 @@ from PIL import Image
 from mobileclip.export.bundle import Options
 from mobileclip.export.export import export_bundle
 from mobileclip.sources import load_model
-from tests.apps.kotlin import ANDROID, ROOT, Kotlin, missing, shared
+from tests.apps.kotlin import ANDROID, ROOT, Kotlin, shared
 
 pytestmark = pytest.mark.slow
 APP = ANDROID / "app/src"
@@ -41,13 +41,6 @@ def files(folder: Path) -> dict[str, Path]:
         Image.open(drawing).convert("RGB").save(pictures / f"{drawing.stem}.ppm")
     bundle = export_bundle(load_model("mobileclip_nano"), Options(targets=("onnx",)), folder / "nano", print).path
     return {"bundle": bundle, "pictures": pictures}
-
-
-@pytest.fixture(scope="module")
-def kotlin() -> Kotlin:
-    if lacking := missing():
-        pytest.skip(f"{lacking} is not installed")
-    return shared()
 
 
 @pytest.fixture(scope="module")

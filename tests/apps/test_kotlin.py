@@ -14,18 +14,11 @@ from mobileclip.benchmark.devices.app import AppDevice
 from mobileclip.export.export import export_bundle
 from mobileclip.sources import load_model
 from mobileclip.tokenizer import Tokenizer
-from tests.apps.kotlin import ANDROID, RESOURCES, ROOT, Kotlin, missing, shared
+from tests.apps.kotlin import ANDROID, RESOURCES, ROOT, Kotlin
 
 pytestmark = pytest.mark.slow
 CONFORMANCE = ROOT / "conformance"
 TESTS = re.compile(r"class (\w+Test) \{")
-
-
-@pytest.fixture(scope="module")
-def kotlin() -> Kotlin:
-    if lacking := missing():
-        pytest.skip(f"{lacking} is not installed")
-    return shared()
 
 
 @pytest.fixture(scope="module")

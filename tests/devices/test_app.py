@@ -240,7 +240,7 @@ def test_an_iphone_on_a_mac(mac, bundle, name):
     if name == UDID:
         check(bench([bundle], device=device, **QUICK))
         assert list((phone / "container/Documents").iterdir()) == []
-        assert f"--terminate-existing --console {APP} --mobileclip-bench Documents/mobileclip-" in (phone / "asked").read_text()
+        assert f"--terminate-existing --console {APP} -- --mobileclip-bench Documents/mobileclip-" in (phone / "asked").read_text()
 
 
 def test_an_iphone_that_is_younger_than_the_table(mac):

@@ -1,4 +1,4 @@
-"""A stand-in for `xcrun devicectl`: `python xcrun.py PHONE devicectl ...` with the commands and JSON files that Xcode 15 documents.
+"""A stand-in for `xcrun devicectl`: `python xcrun.py PHONE devicectl ...` with the commands and JSON files that Xcode 16 documents.
 
 PHONE is a folder: `state.json` has the listed `devices`, the installed `apps`, a `fault` of the app, what shall `hang`, and what shall
 `fail` ({part of a command: [description, reason]}); `container` is the app's own folder; every command is written to `asked`.
@@ -59,6 +59,7 @@ def copy() -> NoReturn:
 
 
 def launch() -> NoReturn:
+    assert WORDS[WORDS.index(STATE["app"]) + 1] == "--", "what begins with a dash would be devicectl's own"
     if gone := option("--mobileclip-remove"):
         shutil.rmtree(PHONE / "container" / gone)
         end()

@@ -14,6 +14,7 @@ final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unc
     private var angle: CGFloat?
     private var run = 0
     private var continuation: AsyncStream<Picture>.Continuation?
+    private var started: (@MainActor () -> Void)?
 
     static var device: AVCaptureDevice? {
         AVCaptureDevice.default(.builtInWideAngleCamera, for: .video, position: .back) ?? AVCaptureDevice.default(for: .video)
@@ -40,6 +41,14 @@ final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unc
         queue.async { if run == self.run { self.session.stopRunning() } }
     }
 
+    /// Have something done whenever the camera has started: not before has a preview a connection that can be turned.
+    func whenStarted(_ work: @escaping @MainActor () -> Void) {
+        queue.async {
+            self.started = work
+            if self.session.isRunning { Task { @MainActor in work() } }
+        }
+    }
+
     /// Turn the pictures; by the angle that the preview's rotation coordinator gives.
     func turn(by angle: CGFloat) {
         queue.async {
@@ -58,6 +67,7 @@ final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unc
         self.continuation = continuation
         if !isConfigured { try configure() }
         if !session.isRunning { session.startRunning() }
+        if let started { Task { @MainActor in started() } }
         run += 1
         return run
     }

@@ -51,13 +51,27 @@ struct PhotoKitLibrary: PhotoLibrary {
         let scale = min(Double(shortestSide) / Double(shortest), 1)
         let size = CGSize(width: (Double(asset.pixelWidth) * scale).rounded(.up), height: (Double(asset.pixelHeight) * scale).rounded(.up))
         let options = PHImageRequestOptions()
-        options.deliveryMode = .highQualityFormat // one answer only
+        options.deliveryMode = .highQualityFormat // one answer only, as documented
         options.resizeMode = .fast
         options.isNetworkAccessAllowed = false
+        let answered = Once()
         return await withCheckedContinuation { continuation in
-            PHImageManager.default().requestImage(for: asset, targetSize: size, contentMode: .aspectFill, options: options) { image, _ in
-                continuation.resume(returning: image)
+            PHImageManager.default().requestImage(for: asset, targetSize: size, contentMode: .aspectFill, options: options) { image, about in
+                guard answered.isFirst() else { return } // a second one would end the app
+                continuation.resume(returning: about?[PHImageResultIsDegradedKey] as? Bool == true ? nil : image)
             }
+        }
+    }
+}
+
+private final class Once: @unchecked Sendable { // `isDone` is behind the lock
+    private let lock = NSLock()
+    private var isDone = false
+
+    func isFirst() -> Bool {
+        lock.withLock {
+            defer { isDone = true }
+            return !isDone
         }
     }
 }

@@ -4,12 +4,12 @@ import MobileCLIPCore
 import MobileCLIPCoreML
 import Observation
 import SwiftUI
-import UIKit
 
 /// How fast the bundle is on this phone.
 struct BenchView: View {
     @Environment(AppModel.self) private var model
-    @State private var bench = BenchModel()
+
+    private var bench: BenchModel { model.bench }
 
     var body: some View {
         NavigationStack {
@@ -52,11 +52,7 @@ final class BenchModel {
         isRunning = true
         (outcomes, problem, progress) = ([], "", "starting")
         phone.stop(false)
-        UIApplication.shared.isIdleTimerDisabled = true
-        defer {
-            isRunning = false
-            UIApplication.shared.isIdleTimerDisabled = false
-        }
+        defer { isRunning = false }
         let (told, teller) = AsyncStream.makeStream(of: String.self, bufferingPolicy: .bufferingNewest(1))
         let listening = Task { for await text in told { progress = text } }
         defer {

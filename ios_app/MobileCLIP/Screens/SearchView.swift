@@ -37,27 +37,10 @@ struct SearchView: View {
             }
             .task(id: ready.bundle.manifest.embeddingSpace) { await model.photos.open(ready.bundle.manifest) }
             .onChange(of: phase) { _, phase in
-                if phase == .background { BackgroundTask.run("index") { await model.photos.pause() } }
-                if phase == .active {
-                    access = PhotoKitLibrary.access
-                    Task { await model.photos.resume(ready.service) }
-                }
+                if phase == .active { access = PhotoKitLibrary.access }
             }
-            .onChange(of: model.photos.isIndexing) { _, isIndexing in UIApplication.shared.isIdleTimerDisabled = isIndexing }
         } else {
             BundleStatus(stage: model.bundles.stage)
-        }
-    }
-}
-
-/// Time from the system to end what is going on.
-@MainActor
-private enum BackgroundTask {
-    static func run(_ name: String, _ work: @escaping @MainActor () async -> Void) {
-        let task = UIApplication.shared.beginBackgroundTask(withName: name)
-        Task {
-            await work()
-            UIApplication.shared.endBackgroundTask(task)
         }
     }
 }

@@ -15,6 +15,20 @@ extension ProcessInfo {
     public var isLowPowerModeEnabled: Bool { declared() }
 }
 
+public struct NSKeyValueObservingOptions: OptionSet, Sendable {
+    public let rawValue: UInt
+    public init(rawValue: UInt) { self.rawValue = rawValue }
+}
+public struct NSKeyValueObservedChange<Value> {}
+public final class NSKeyValueObservation: NSObject {}
+public protocol _KeyValueCodingAndObserving {}
+extension NSObject: _KeyValueCodingAndObserving {}
+extension _KeyValueCodingAndObserving {
+    public func observe<Value>(
+        _ keyPath: KeyPath<Self, Value>, options: NSKeyValueObservingOptions = [], changeHandler: @escaping (Self, NSKeyValueObservedChange<Value>) -> Void
+    ) -> NSKeyValueObservation { declared() }
+}
+
 extension NSSortDescriptor { public convenience init(key: String?, ascending: Bool) { declared() } }
 
 extension URL {

@@ -32,6 +32,7 @@ open class PHImageRequestOptions: NSObject {
     open var isNetworkAccessAllowed: Bool { get { declared() } set { declared() } }
 }
 public typealias PHImageRequestID = Int32
+public let PHImageResultIsDegradedKey = ""
 open class PHImageManager: NSObject {
     open class func `default`() -> PHImageManager { declared() }
     @discardableResult

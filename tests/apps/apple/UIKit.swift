@@ -19,7 +19,7 @@
 }
 @MainActor open class UIWindowScene: UIScene { open var keyWindow: UIWindow? { declared() } }
 
-public struct UIBackgroundTaskIdentifier: Sendable {}
+public struct UIBackgroundTaskIdentifier: Equatable, Sendable { public static let invalid = UIBackgroundTaskIdentifier() }
 @MainActor open class UIApplication {
     open class var shared: UIApplication { declared() }
     open var isIdleTimerDisabled: Bool { get { declared() } set { declared() } }
@@ -42,8 +42,6 @@ public struct UIBackgroundTaskIdentifier: Sendable {}
     open var isBatteryMonitoringEnabled: Bool { get { declared() } set { declared() } }
     open var batteryLevel: Float { declared() }
     open var batteryState: BatteryState { declared() }
-    open func beginGeneratingDeviceOrientationNotifications() { declared() }
-    public nonisolated static let orientationDidChangeNotification = Notification.Name("")
 }
 
 public final class UIImage: @unchecked Sendable {

@@ -150,7 +150,6 @@ extension BundleFiles {
 }
 
 private struct FolderFiles: BundleFiles {
-    private static let chunkBytes = 1 << 20
     private let folder: URL
 
     var name: String { folder.lastPathComponent }
@@ -168,13 +167,15 @@ private struct FolderFiles: BundleFiles {
         guard let handle = try? FileHandle(forReadingFrom: file) else { throw MobileCLIPError("\(path) is missing; copy the bundle again") }
         defer { try? handle.close() }
         var total = 0
-        while true {
-            guard let part = try? handle.read(upToCount: FolderFiles.chunkBytes) ?? Data() else { throw MobileCLIPError("\(path) cannot be read; copy the bundle again") }
-            if part.isEmpty { return }
-            total += part.count
-            guard total <= limit else { throw MobileCLIPError("\(path) is larger than the manifest says; copy the bundle again") }
-            try sink(part)
-        }
+        do {
+            try FilePieces.read(handle) { part in
+                total += part.count
+                guard total <= limit else { throw MobileCLIPError("\(path) is larger than the manifest says; copy the bundle again") }
+                try sink(part)
+            }
+        } catch let error where error is MobileCLIPError || error is CancellationError {
+            throw error
+        } catch { throw MobileCLIPError("\(path) cannot be read; copy the bundle again") }
     }
 }
 

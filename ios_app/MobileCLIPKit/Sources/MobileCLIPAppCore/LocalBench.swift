@@ -34,6 +34,10 @@ public struct LocalBench: Sendable {
         let (name, golden) = (name, golden)
         let measurements = try bundle.manifest.artifacts.filter { $0.target == target }.map { artifact in
             let rows = try golden.tensor("\(artifact.tower.rawValue).input").shape.first ?? 0
+            let wanted = try golden.tensor("\(artifact.tower.rawValue).embedding").floats()
+            guard wanted.count % bundle.manifest.embedDim == 0, wanted.count / bundle.manifest.embedDim == rows else {
+                throw MobileCLIPError("the golden inputs do not fit the bundle; export it again")
+            }
             let request = BenchRequest(
                 bundle: name, artifact: artifact, rows: rows, provider: provider, warmupRuns: LocalBench.warmupRuns, minSamples: LocalBench.minSamples,
                 minSeconds: LocalBench.minSeconds, keep: [0], keepOf: LocalBench.keepOf)

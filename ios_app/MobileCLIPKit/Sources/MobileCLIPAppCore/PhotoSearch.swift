@@ -39,11 +39,13 @@ public final class PhotoSearch {
     public func open(_ manifest: Manifest) async {
         guard index == nil || space != manifest.embeddingSpace else { return }
         stop()
+        (index, space) = (nil, manifest.embeddingSpace)
         await job?.value
-        (results, problem, isDamaged, indexed, index, space) = ([], "", false, 0, nil, manifest.embeddingSpace)
+        guard isWanted(manifest) else { return }
+        (results, problem, isDamaged, indexed) = ([], "", false, 0)
         do {
             let opened = try await PhotoSearch.opened(place(manifest), manifest)
-            guard space == manifest.embeddingSpace else { return } // another one was wanted meanwhile
+            guard isWanted(manifest) else { return }
             indexed = await opened.count
             index = opened
         } catch {
@@ -51,6 +53,9 @@ public final class PhotoSearch {
             isDamaged = true
         }
     }
+
+    /// Whether an index is still to be opened: meanwhile another one may have been asked for, or this one opened.
+    private func isWanted(_ manifest: Manifest) -> Bool { index == nil && space == manifest.embeddingSpace }
 
     private nonisolated static func opened(_ folder: URL, _ manifest: Manifest) async throws -> EmbeddingIndex {
         let index = try EmbeddingIndex(folder: folder, embeddingSpace: manifest.embeddingSpace, width: manifest.embedDim)
@@ -74,7 +79,7 @@ public final class PhotoSearch {
 
     /// Bring the index up to date, in a task of its own.
     public func start(_ service: EncoderService) {
-        guard !isIndexing, let index else { return }
+        guard !isIndexing, let index, space == service.bundle.manifest.embeddingSpace else { return }
         (isIndexing, goesOn, problem) = (true, false, "")
         let side = service.bundle.manifest.preprocess.resolution
         let indexing = IndexingJob(library: library, index: index, shortestSide: side, embed: { try await service.embed($0) }, hold: hold)
@@ -121,7 +126,7 @@ public final class PhotoSearch {
     func finished() async { await job?.value }
 
     public func search(_ text: String, _ service: EncoderService) async {
-        guard let index, !text.trimmingCharacters(in: .whitespaces).isEmpty else {
+        guard let index, space == service.bundle.manifest.embeddingSpace, !text.trimmingCharacters(in: .whitespaces).isEmpty else {
             results = []
             return
         }

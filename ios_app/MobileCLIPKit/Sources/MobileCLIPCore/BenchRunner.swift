@@ -33,7 +33,6 @@ public protocol BenchHost: AnyObject {
     func peakMemoryBytes() -> Int?
 }
 
-
 /// Does a plan: loads all, lets the device cool down, warms all up, then goes round and round; gives an answer for each measurement.
 /// It keeps its thread busy, which should be one of its own.
 public final class BenchRunner {
@@ -62,6 +61,7 @@ public final class BenchRunner {
 
     private static let refreshNanoseconds: UInt64 = 20_000_000
     private static let stateNanoseconds: UInt64 = 30_000_000_000
+    private static let silenceNanoseconds: UInt64 = 30_000_000_000
     private static let coolStepSeconds = 5.0
     private static let shortestMs = 1e-4
     private static let maxErrorCharacters = 500
@@ -70,12 +70,13 @@ public final class BenchRunner {
     private let plan: BenchPlan
     private let host: any BenchHost
     private let open: (PlannedMeasurement) throws -> (bundle: URL, inputs: Data)
-    private let tell: (String) -> Void
+    private let write: (String) -> Void
+    private var told: UInt64 = 0
     private let answer: (Int, BenchAnswer) throws -> Void
 
     /// - Parameters:
     ///   - open: a measurement's bundle and its inputs, one behind the other
-    ///   - tell: told what is being done
+    ///   - tell: told what is being done, at least every half a minute while models run: a host stops an app that it does not hear of
     ///   - answer: given what came of each measurement as soon as it ends; what it throws ends the run
     public init(
         plan: BenchPlan, host: any BenchHost, open: @escaping (PlannedMeasurement) throws -> (bundle: URL, inputs: Data),
@@ -84,7 +85,7 @@ public final class BenchRunner {
         self.plan = plan
         self.host = host
         self.open = open
-        self.tell = tell
+        write = tell
         self.answer = answer
     }
 
@@ -210,9 +211,15 @@ public final class BenchRunner {
             input += m.inputs.dropFirst(row * rowBytes).prefix(rowBytes)
         }
         m.next = m.next + batch >= m.request.rows ? 0 : m.next + batch
+        if host.nanoseconds() - told > BenchRunner.silenceNanoseconds { tell("running \(m.request.label)") }
         let start = host.nanoseconds()
         let output = try session.run(input)
         return (max(milliseconds(since: start), BenchRunner.shortestMs), output)
+    }
+
+    private func tell(_ text: String) {
+        told = host.nanoseconds()
+        write(text)
     }
 
     private func coolDown() {

@@ -90,6 +90,7 @@ public actor EmbeddingIndex {
             try rows.truncate(atOffset: UInt64(savedRows * width))
             try lines.truncate(atOffset: lineBytes)
         } catch { throw EmbeddingIndex.unreadable }
+        EmbeddingIndex.removeOthers(folder, about.generation)
     }
 
     /// Ids of everything that can be found.
@@ -191,9 +192,11 @@ public actor EmbeddingIndex {
             let newRows = try FileHandle(forUpdating: new[0])
             let newLines = try FileHandle(forUpdating: new[1])
             for place in kept {
-                try rows.seek(toOffset: UInt64(place * rowBytes))
-                guard let row = try rows.read(upToCount: rowBytes), row.count == rowBytes else { throw EmbeddingIndex.unreadable }
-                try newRows.write(contentsOf: row)
+                try pooled {
+                    try rows.seek(toOffset: UInt64(place * rowBytes))
+                    guard let row = try rows.read(upToCount: rowBytes), row.count == rowBytes else { throw EmbeddingIndex.unreadable }
+                    try newRows.write(contentsOf: row)
+                }
             }
             try newLines.write(contentsOf: text)
             try newRows.synchronize()
@@ -211,6 +214,15 @@ public actor EmbeddingIndex {
         places = Dictionary(uniqueKeysWithValues: ids.enumerated().map { ($1, $0) })
         savedRows = ids.count
         lineBytes = UInt64(text.count)
+    }
+
+    /// Of an app that was killed while it compacted.
+    private static func removeOthers(_ folder: URL, _ generation: Int) {
+        let ours = ["rows", "ids"].map { dataFile(folder, $0, generation).lastPathComponent }
+        for name in (try? FileManager.default.contentsOfDirectory(atPath: folder.path)) ?? []
+        where ["rows-", "ids-"].contains(where: { name.hasPrefix($0) }) && !ours.contains(name) {
+            try? FileManager.default.removeItem(at: folder.appendingPathComponent(name))
+        }
     }
 
     private static func aboutFile(_ folder: URL) -> URL { folder.appendingPathComponent("about.json") }

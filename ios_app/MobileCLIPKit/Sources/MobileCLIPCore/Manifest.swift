@@ -60,6 +60,8 @@ public struct Artifact: Codable, Equatable, Sendable {
 public struct Manifest: Codable, Equatable, Sendable {
     public static let schemaVersion = "1"
     private static let maxResolution = 1024
+    private static let maxSide = 1 << 16
+    private static let maxValues = 1 << 28
 
     public let model: ModelInfo
     /// Embeddings may be compared where this is equal: same weights, preprocessing and tokenizer.
@@ -110,8 +112,8 @@ public struct Manifest: Codable, Equatable, Sendable {
         let output = TensorInfo(name: "embedding", dtype: "float32", shape: [options.batch, embedDim])
         for artifact in artifacts {
             let wanted = artifact.tower == .image ? pixels : tokens
-            guard artifact.input == wanted, wanted.shape.allSatisfy({ $0 > 0 }) else { return "\(artifact.path) takes \(artifact.input.shape)" }
-            guard artifact.output == output, embedDim > 0 else { return "\(artifact.path) gives \(artifact.output.shape)" }
+            guard artifact.input == wanted, Manifest.isUsable(wanted.shape) else { return "\(artifact.path) takes \(artifact.input.shape)" }
+            guard artifact.output == output, Manifest.isUsable(output.shape) else { return "\(artifact.path) gives \(artifact.output.shape)" }
             guard !artifact.files.isEmpty, artifact.files.allSatisfy({ $0.path == artifact.path || $0.path.hasPrefix("\(artifact.path)/") }) else {
                 return "\(artifact.path) is not among its files"
             }
@@ -123,6 +125,11 @@ public struct Manifest: Codable, Equatable, Sendable {
             }
         }
         return nil
+    }
+
+    /// Whether the values can be counted, and fit into a phone.
+    private static func isUsable(_ shape: [Int]) -> Bool {
+        shape.allSatisfy { (1...maxSide).contains($0) } && shape.reduce(1, *) <= maxValues
     }
 
     private static func staysInside(_ path: String) -> Bool {

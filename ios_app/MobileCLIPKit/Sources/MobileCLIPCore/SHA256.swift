@@ -6,8 +6,6 @@ import CryptoKit
 
 /// SHA-256 as 64 hexadecimal digits in lower case.
 public enum Hash {
-    private static let chunkBytes = 1 << 20
-
     public static func sha256(_ data: Data) -> String {
         #if canImport(CryptoKit)
         return hex(Data(SHA256.hash(data: data)))
@@ -24,11 +22,11 @@ public enum Hash {
         defer { try? file.close() }
         #if canImport(CryptoKit)
         var digest = SHA256()
-        while let part = try file.read(upToCount: chunkBytes), !part.isEmpty { digest.update(data: part) }
+        try FilePieces.read(file) { digest.update(data: $0) }
         return hex(Data(digest.finalize()))
         #else
         var digest = PortableSHA256()
-        while let part = try file.read(upToCount: chunkBytes), !part.isEmpty { digest.update(part) }
+        try FilePieces.read(file) { digest.update($0) }
         return hex(digest.finish())
         #endif
     }

@@ -63,7 +63,7 @@ public final class TowerEncoder {
             let inputs = try golden.tensor("\(tower.rawValue).input")
             let wanted = try golden.tensor("\(tower.rawValue).embedding").floats()
             let rows = inputs.shape.first ?? 0
-            guard rows > 0, wanted.count == rows * width else { throw MobileCLIPError("the golden inputs do not fit the bundle; export it again") }
+            guard rows > 0, wanted.count % width == 0, wanted.count / width == rows else { throw MobileCLIPError("the golden inputs do not fit the bundle; export it again") }
             let rowBytes = inputs.data.count / rows
             let cosines = try (0..<rows).map { row in
                 let got = try run(tower, Data(inputs.data.dropFirst(row * rowBytes).prefix(rowBytes)))

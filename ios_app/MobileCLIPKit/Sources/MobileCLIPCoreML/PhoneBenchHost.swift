@@ -11,9 +11,11 @@ public final class PhoneBenchHost: BenchHost {
     public init(_ phone: PhoneState) {
         self.phone = phone
         device = phone.device
+        phone.measure(true)
     }
 
     deinit {
+        phone.measure(false)
         for folder in compiled.values { try? FileManager.default.removeItem(at: folder) }
     }
 

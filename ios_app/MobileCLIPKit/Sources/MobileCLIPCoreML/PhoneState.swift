@@ -5,12 +5,13 @@ import MobileCLIPCore
 import UIKit
 
 /// What the phone is and how it feels: temperature, battery, whether the app is in front. Looked at from any thread but the main one.
-public final class PhoneState: @unchecked Sendable { // `front` and `stopped` are behind the lock, all else never changes
+public final class PhoneState: @unchecked Sendable { // what changes is behind the lock
     public let device: BenchDevice
     private let lock = NSLock()
     private var isInFront = false
     private var wasInFront = false
     private var stopped = false
+    private var measurements = 0
 
     @MainActor
     public init() {
@@ -42,11 +43,15 @@ public final class PhoneState: @unchecked Sendable { // `front` and `stopped` ar
 
     public var isStopped: Bool { lock.withLock { stopped } }
 
+    /// A measurement begins or ends.
+    func measure(_ begins: Bool) { lock.withLock { measurements += begins ? 1 : -1 } }
+
     /// Why heavy work shall wait; nil where it need not.
     public var reasonToWait: String? {
+        if lock.withLock({ measurements > 0 }) { return "a measurement is running" }
         switch ProcessInfo.processInfo.thermalState {
-        case .serious, .critical: "the phone is hot"
-        default: nil
+        case .serious, .critical: return "the phone is hot"
+        default: return nil
         }
     }
 

@@ -25,6 +25,7 @@ final class AppTests: XCTestCase {
         let plan = LaunchRequest.PlanName(name: "mobileclip-0123abcd")
         XCTAssertEqual(try LaunchRequest.parse(["app", "--mobileclip-bench", "Documents/mobileclip-0123abcd/plan.json"]), .bench(plan))
         XCTAssertEqual(try LaunchRequest.parse(["app", "--mobileclip-remove", "Documents/mobileclip-0123abcd"]), .remove(plan))
+        XCTAssertEqual(try LaunchRequest.parse(["app", "--", "--mobileclip-remove", "Documents/mobileclip-0123abcd"]), .remove(plan)) // what a tool leaves
         for bad in ["", "Documents", "Documents/", "Documents/my bundle", "Documents/mobileclip-0123abcd/..", "Documents/../mobileclip-0123abcd", "/Documents/mobileclip-0123abcd"] {
             XCTAssertThrowsError(try LaunchRequest.parse(["app", "--mobileclip-remove", bad]), bad)
         }
@@ -83,6 +84,11 @@ final class AppTests: XCTestCase {
         XCTAssertEqual(warm[0].summary?.warnings, ["the phone was warm", "the app was in the background"])
         host.loadsFail = [.image, .text]
         XCTAssertEqual(try LocalBench(bundle: bundle, provider: "all").run(on: host) { _ in }.compactMap(\.error).count, 2)
+        var short = BundleFixture() // an embedding for one of two inputs
+        short.name = "short"
+        short.golden = SafeTensorsWriter.bytes([("image.input", "F32", [2, 1], Data(floats: [1, 2])), ("image.embedding", "F32", [1, 4], Data(floats: [1, 2, 3, 4]))])
+        let damaged = try ModelBundle(folder: short.write(in: scratch.url), targets: [.coreml])
+        XCTAssertThrowsError(try LocalBench(bundle: damaged, provider: "all")) { XCTAssertTrue("\($0)".contains("do not fit the bundle"), "\($0)") }
     }
 
     func testPercentilesAreTheHosts() {

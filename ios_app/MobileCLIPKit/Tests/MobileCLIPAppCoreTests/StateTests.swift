@@ -91,6 +91,26 @@ final class StateTests: XCTestCase, @unchecked Sendable { // its methods are the
         XCTAssertFalse(search.isIndexing)
     }
 
+    func testTheIndexIsThatOfTheModelWhoseScreenIsOpen() async throws {
+        let service = try service()
+        let other = try ModelBundle(folder: fixture("other") { $0.space = String(repeating: "b", count: 64) }.write(in: folder("bundles")), targets: [.coreml])
+        let search = PhotoSearch(library: Gate(40, open: 10), folder: try folder("indexes"))
+        await search.open(service.bundle.manifest)
+        search.start(service)
+        try await until { search.progress.done >= 9 }
+        let opening = Task { await search.open(other.manifest) }
+        await Task.yield() // it waits for the job to end
+        await search.open(service.bundle.manifest) // the user has changed their mind
+        await opening.value
+        XCTAssertGreaterThanOrEqual(search.indexed, 9)
+        await search.open(other.manifest)
+        XCTAssertEqual(search.indexed, 0)
+        search.start(service) // of a screen that is gone
+        XCTAssertFalse(search.isIndexing)
+        await search.search("a cat", service)
+        XCTAssertEqual(search.problem, "")
+    }
+
     func testWhatTheUserStoppedDoesNotGoOn() async throws {
         let service = try service()
         let search = PhotoSearch(library: Gate(40, open: 10), folder: try folder("indexes"))

@@ -97,6 +97,19 @@ final class BenchRunnerTests: XCTestCase {
         XCTAssertEqual(samples.states.map(\.moment), ["before", "during", "during", "after"])
     }
 
+    /// The host stops an app that it has not heard of for some minutes.
+    func testItIsHeardOfHoweverLongItTakes() throws {
+        for mode in ["burst", "sustained"] {
+            try write(mode: mode) { $0.replacingOccurrences(of: #""min_seconds":0.04"#, with: #""min_seconds":600"#) }
+            let host = FakeHost()
+            host.run = { _, _ in 200 }
+            var heard: [UInt64] = []
+            try PlanFolder(folder: folder).run(on: host) { _ in heard.append(host.nanoseconds()) }
+            XCTAssertLessThan(zip(heard.dropFirst(), heard).map { $0 - $1 }.max() ?? 0, 45_000_000_000, mode)
+            XCTAssertLessThan(heard.count, 60)
+        }
+    }
+
     func testAWarmDeviceCoolsDownFirst() throws {
         try write()
         let host = FakeHost()

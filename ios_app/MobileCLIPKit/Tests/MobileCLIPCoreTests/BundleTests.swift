@@ -103,6 +103,24 @@ final class BundleTests: XCTestCase {
         }
     }
 
+    /// Numbers of a bundle are multiplied: none may be so large that this traps.
+    func testSizesThatNoModelHasAreRefused() throws {
+        let scratch = try Scratch()
+        for batch in [0, 1 << 17, 1 << 62] {
+            var fixture = BundleFixture()
+            (fixture.name, fixture.batch) = ("\(batch)", batch)
+            refuses("does not fit together") { _ = try ModelBundle(folder: fixture.write(in: scratch.url), targets: [.coreml]) }
+        }
+        guard let tokenizer = try BundleFixture.realTokenizer() else { throw XCTSkip("MOBILECLIP_TOKENIZER is not set") }
+        var fixture = BundleFixture()
+        fixture.tokenizer = tokenizer
+        fixture.golden = SafeTensorsWriter.bytes(Tower.allCases.flatMap { tower in
+            [("\(tower.rawValue).input", "U8", [1 << 62, 0], Data()), ("\(tower.rawValue).embedding", "F32", [0], Data())]
+        })
+        let bundle = try ModelBundle(folder: fixture.write(in: scratch.url), targets: [.coreml])
+        refuses("do not fit the bundle") { _ = try TowerEncoder(bundle: bundle, target: .coreml) { FakeSession($0) }.reproduces() }
+    }
+
     func testAPhoneThatComputesSomethingElseIsSeen() throws {
         guard let tokenizer = try BundleFixture.realTokenizer() else { throw XCTSkip("MOBILECLIP_TOKENIZER is not set") }
         let scratch = try Scratch()

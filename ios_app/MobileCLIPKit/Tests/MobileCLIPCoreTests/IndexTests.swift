@@ -79,6 +79,16 @@ final class IndexTests: XCTestCase {
         XCTAssertEqual(ids, ["1", "2"])
     }
 
+    func testFilesThatAnAppHadNoTimeToRemoveGo() async throws {
+        let index = try open()
+        try await index.put("1", [1, 0])
+        try await index.save()
+        for name in ["rows-1", "ids-1", "rows-7"] { try Data("x".utf8).write(to: folder.appendingPathComponent(name)) }
+        let found = try await open().search([1, 0], top: 5)
+        XCTAssertEqual(found, [Match(id: "1", score: 1)])
+        XCTAssertEqual(try FileManager.default.contentsOfDirectory(atPath: folder.path).sorted(), ["about.json", "ids-0", "rows-0"])
+    }
+
     func testADamagedIndexIsRefused() async throws {
         let index = try open()
         try await index.put("1", [1, 0])

@@ -29,6 +29,8 @@ public struct BundleFixture {
     /// What the model weighs.
     public var weights = Data("weights".utf8)
     public var tokenizer = Data("{}".utf8)
+    /// In place of the golden file that fits.
+    public var golden: Data?
 
     public init() {}
 
@@ -60,7 +62,7 @@ public struct BundleFixture {
             ("text.input", "I32", [2, BundleFixture.contextLength], textBytes),
             ("text.embedding", "F32", [2, BundleFixture.width], Data(floats: golden(.text, textBytes))),
         ])
-        var files = ["golden.safetensors": tensors, "tokenizer.json": tokenizer, "reference.safetensors": SafeTensorsWriter.bytes([])]
+        var files = ["golden.safetensors": self.golden ?? tensors, "tokenizer.json": tokenizer, "reference.safetensors": SafeTensorsWriter.bytes([])]
         for tower in Tower.allCases {
             files["\(tower.rawValue).mlpackage/Manifest.json"] = Data("{}".utf8)
             files["\(tower.rawValue).mlpackage/Data/weights.bin"] = weights

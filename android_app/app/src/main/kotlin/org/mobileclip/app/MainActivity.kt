@@ -98,7 +98,7 @@ class MainActivity : ComponentActivity() {
                     SearchScreen(
                         search, model, { id -> withContext(Dispatchers.IO) { app.photos.thumbnail(id)?.asImageBitmap() } },
                         { askForPhotos.launch(PhotoAccess.permissions(Build.VERSION.SDK_INT).toTypedArray()) }, { state.search.start() },
-                        { state.search.pause() }, { state.search.search(it) }, toSettings,
+                        { state.search.pause() }, { state.search.deleteIndex() }, { state.search.search(it) }, toSettings,
                     )
                 }
                 Tab.BENCHMARK -> {

@@ -106,7 +106,7 @@ private class Screens(private val app: AppState, private val library: FolderLibr
     )
 
     @Composable
-    private fun Search(state: SearchState) = SearchScreen(state, app.model.state.value, { bitmap(library.picture(it)) }, {}, {}, {}, {}, {})
+    private fun Search(state: SearchState) = SearchScreen(state, app.model.state.value, { bitmap(library.picture(it)) }, {}, {}, {}, {}, {}, {})
 
     @Composable
     private fun Timing(state: BenchmarkState) = BenchmarkScreen(state, app.benchmark.device, model, settings, {}, {}, {})

@@ -119,6 +119,24 @@ class AppStateTest {
     }
 
     @Test
+    fun anIndexThatIsDamagedCanBeDeletedAndIsMadeAgain() = runBlocking {
+        added()
+        assertTrue(indexed().progress!!.finished)
+        File(fixture.folder, "files/index").listFiles()!!.single().writeBytes(ByteArray(200))
+        val again = fixture.start()
+        again.model.start().join()
+        again.search.accessIs(PhotoAccess.ALL)
+        again.search.start()?.join()
+        assertTrue(again.search.state.value.damaged)
+        assertTrue("delete it" in again.search.state.value.message.orEmpty())
+        again.search.deleteIndex().join()
+        val state = again.search.state.value
+        assertFalse(state.damaged)
+        assertNull(state.message)
+        assertEquals(fixture.library.files.size, state.progress?.done)
+    }
+
+    @Test
     fun onlyPickedPhotosAreFoundWithPartialAccess() = runBlocking {
         added()
         indexed()

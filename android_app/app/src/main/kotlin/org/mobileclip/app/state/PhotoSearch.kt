@@ -29,6 +29,8 @@ data class SearchState(
     /** Null before the first search. */
     val found: List<Found>? = null,
     val message: String? = null,
+    /** The index cannot be opened; deleting it helps. */
+    val damaged: Boolean = false,
 )
 
 /**
@@ -67,7 +69,7 @@ class PhotoSearch(private val model: ModelHolder, private val library: PhotoLibr
     fun start(): Job? {
         if (indexing?.isActive == true || state.value.access == PhotoAccess.NONE) return indexing
         goOn = true
-        mutableState.update { it.copy(indexing = true, message = null) }
+        mutableState.update { it.copy(indexing = true, message = null, damaged = false) }
         return background.launch {
             val message = told {
                 val space = model.use { it.embeddingSpace }
@@ -77,6 +79,22 @@ class PhotoSearch(private val model: ModelHolder, private val library: PhotoLibr
             }
             mutableState.update { it.copy(indexing = false, message = message ?: it.message) }
         }.also { indexing = it }
+    }
+
+    /** Delete an index that cannot be opened, and begin an empty one. */
+    fun deleteIndex(): Job = background.launch {
+        pause()
+        indexing?.join()
+        val message = told {
+            val space = model.use { it.embeddingSpace }
+            synchronized(opening) {
+                open?.index?.close()
+                open = null
+                place(space).delete()
+            }
+        }
+        mutableState.update { it.copy(progress = null, found = null, message = message, damaged = false) }
+        start()?.join()
     }
 
     fun pause() {
@@ -111,12 +129,19 @@ class PhotoSearch(private val model: ModelHolder, private val library: PhotoLibr
         val (space, width) = model.use { it.embeddingSpace to it.width }
         return synchronized(opening) {
             open?.let { if (it.space == space) return it.index }
-            val index = EmbeddingIndex.open(File(folder, "${space.take(16)}.mcix"), space, width)
+            val index = try {
+                EmbeddingIndex.open(place(space), space, width)
+            } catch (e: MobileClipException) {
+                mutableState.update { it.copy(damaged = true) }
+                throw e
+            }
             open?.index?.close()
             open = Open(space, index)
             index
         }
     }
+
+    private fun place(space: String) = File(folder, "${space.take(16)}.mcix")
 
     private fun same(encoder: Encoder, space: String): Encoder {
         if (encoder.embeddingSpace != space) throw MobileClipException("the model was changed; start the indexing again")

@@ -51,7 +51,7 @@ import org.mobileclip.core.PhotoAccess
 @Composable
 fun SearchScreen(
     state: SearchState, model: ModelState, thumbnail: suspend (Long) -> ImageBitmap?, onAllow: () -> Unit, onIndex: () -> Unit, onPause: () -> Unit,
-    onSearch: (String) -> Unit, onSettings: () -> Unit,
+    onDelete: () -> Unit, onSearch: (String) -> Unit, onSettings: () -> Unit,
 ) {
     var query by rememberSaveable { mutableStateOf(state.query) }
     Column(Modifier.fillMaxSize(), verticalArrangement = Arrangement.spacedBy(12.dp)) {
@@ -69,7 +69,7 @@ fun SearchScreen(
             keyboardOptions = KeyboardOptions(imeAction = ImeAction.Search), keyboardActions = KeyboardActions(onSearch = { onSearch(query) }),
         )
         ModelNotice(model, onSettings)
-        state.message?.let { Notice(it) }
+        state.message?.let { Notice(it, action = if (state.damaged) "Delete the index" else null, onAction = onDelete) }
         when (state.access) {
             PhotoAccess.NONE -> Notice(
                 "The app may not see your photos. They are read on this phone only, and their embeddings stay in the app.", Icons.Picture, "Allow",
