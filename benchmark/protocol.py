@@ -307,7 +307,8 @@ class BenchPlan(_Strict):
     The app loads all, lets the device cool down, warms all up and then goes round and round over those that are not finished, in round r
     in the order `orders[r % len(orders)]`. A turn of `burst` lasts until both minima of a block are reached, in the other modes until the
     measurement is finished. Each measurement that ends is written as `answer-N.json` (`BenchAnswer`) at once, N from 0 on.
-    Where `per_op` is asked for, it tells the operators as well. When the app starts it removes the folders of earlier plans, which a host
+    Where `per_op` is asked for and its runtime tells, the answer has the operators as well. The app tells what it does at least twice a
+    minute while models run: a host stops one that is silent. When it starts a plan it removes the folders of earlier ones, which a host
     that was killed has left.
     """
 

@@ -283,6 +283,9 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
 
     private val engineOf = HashMap<Int, String>()
 
+    /** When the host heard of it last: it stops an app that is silent. */
+    private var told = 0L
+
     /** One run on the next input: its latency in ms, and the output. */
     private fun once(m: Measurement): Pair<Double, FloatArray> {
         if (host.stopped()) throw MobileClipException("it was stopped")
@@ -300,6 +303,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
         }
         input.rewind()
         m.next = if (m.next + batch >= m.request.rows) 0 else m.next + batch
+        if (host.nanoTime() - told > SILENCE_NANOS) tellProgress("running ${label(m.request)}")
         val start = host.nanoTime()
         val output = session.run(input)
         return maxOf((host.nanoTime() - start) / 1e6, SHORTEST_MS) to output
@@ -334,7 +338,10 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
         if (!half.renameTo(File(folder, "answer-$number.json"))) throw MobileClipException("the answer cannot be written; free some storage")
     }
 
-    private fun tellProgress(text: String) = tell(JSON.encodeToString(mapOf("progress" to text)))
+    private fun tellProgress(text: String) {
+        told = host.nanoTime()
+        tell(JSON.encodeToString(mapOf("progress" to text)))
+    }
 
     private fun label(request: BenchRequest) = "${request.bundle} ${request.target.name.lowercase()} ${request.tower.name.lowercase()}"
 
@@ -353,6 +360,7 @@ class BenchRunner(private val folder: File, private val host: BenchHost, private
     private companion object {
         const val REFRESH_NANOS = 20_000_000L
         const val STATE_NANOS = 30_000_000_000L
+        const val SILENCE_NANOS = 30_000_000_000L
         const val COOL_STEP_SECONDS = 5.0
         const val SHORTEST_MS = 1e-4
         const val MAX_ERROR_CHARS = 500

@@ -20,7 +20,7 @@ class BenchRunnerTest {
     }
 
     /** A session whose runs fail from `failsAt` on. */
-    private fun session(failsAt: Int, failure: () -> Throwable) = object : Session {
+    private fun session(failsAt: Int, seconds: Double = 0.03, failure: () -> Throwable) = object : Session {
         private var runs = 0
         override val engine = "none"
 
@@ -28,19 +28,25 @@ class BenchRunnerTest {
             open++
         }
 
-        override fun run(input: ByteBuffer): FloatArray = if (runs++ < failsAt) floatArrayOf(1f) else throw failure()
+        override fun run(input: ByteBuffer): FloatArray {
+            clock += (1e9 * seconds).toLong()
+            return if (runs++ < failsAt) floatArrayOf(1f) else throw failure()
+        }
 
         override fun close() {
             open--
         }
     }
 
-    private fun answers(vararg sessions: () -> Session): List<BenchAnswer> {
+    private var clock = 0L
+    private val toldAt = mutableListOf<Long>()
+
+    private fun answers(vararg sessions: () -> Session, mode: String = "burst", seconds: Double = 0.0): List<BenchAnswer> {
         val tensor = TensorInfo("tokens", "int32", listOf(1, 1))
         val planned = sessions.indices.map { i ->
             val request = BenchRequest(
                 "b", Target.ONNX, Tower.TEXT, "$i", tensor, TensorInfo("embedding", "float32", listOf(1, 1)), rows = 1, provider = "cpu", threads = 1,
-                minSamples = 5, minSeconds = 0.0, keep = listOf(0), keepOf = 2,
+                mode = mode, minSamples = 5, minSeconds = seconds, keep = listOf(0), keepOf = 2,
             )
             File(folder, "$i.inputs").writeBytes(ByteArray(4))
             PlannedMeasurement(request, "b", "$i.inputs")
@@ -51,8 +57,9 @@ class BenchRunnerTest {
             override val device = BenchDevice(name = "x", model = "x", os = "x")
             override fun state(moment: String) = BenchState(moment)
             override fun load(folder: File, request: BenchRequest) = sessions[request.artifact.toInt()]()
+            override fun nanoTime() = clock
         }
-        BenchRunner(folder, host) {}.run()
+        BenchRunner(folder, host) { toldAt += clock }.run()
         return sessions.indices.map { JSON.decodeFromString<BenchAnswer>(File(folder, "answer-$it.json").readText()) }
     }
 
@@ -60,13 +67,19 @@ class BenchRunnerTest {
     fun whatFailsLeavesTheOthersAloneAndNothingBehind() {
         val never = { AssertionError() }
         val found = answers(
-            { session(Int.MAX_VALUE, never) }, { session(0) { MobileClipException("at once") } }, { throw UnsatisfiedLinkError("no library") },
+            { session(Int.MAX_VALUE, failure = never) }, { session(0) { MobileClipException("at once") } }, { throw UnsatisfiedLinkError("no library") },
             { session(14) { OutOfMemoryError("no room") } }, { session(3) { IllegalStateException("\n") } },
         )
         assertEquals(listOf(null, "at once", "no library", "no room", "IllegalStateException"), found.map { it.error })
         assertTrue(found[0].samples!!.latencyMs.size >= 5)
         assertEquals(0, open, "no session stays loaded")
         for (answer in found) assertEquals(answer.error.orEmpty(), answer.samples?.endedEarly ?: answer.error, "as the host wants it")
+    }
+
+    @Test
+    fun aLongMeasurementTellsThatItGoesOn() {
+        for (mode in listOf("burst", "sustained")) answers({ session(Int.MAX_VALUE, seconds = 8.0) { AssertionError() } }, mode = mode, seconds = 600.0)
+        assertTrue(toldAt.zipWithNext { a, b -> b - a }.max() <= 40_000_000_000L, "a host stops an app that is silent for long: $toldAt")
     }
 
     @Test
