@@ -5,12 +5,12 @@ Run `make bench-train`. Each measurement is a process of its own; the two sides 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 
 from mobileclip.benchmark.learning import PLAIN, REINFORCED
+from mobileclip.data.samples import Sample
+from mobileclip.data.shards import read_shard
 from mobileclip.errors import MobileClipError
 from mobileclip.files import write_bytes
 from mobileclip.training.log import read_log
@@ -73,16 +75,12 @@ def compared_table(folder: Path) -> Path:
     """The first pictures of the training shards as files, with a table that both trainers read: open_clip's reader of shards is for an
     older webdataset.
     """
+    samples = (s for shard in sorted(TRAIN.glob("*.tar")) for s in read_shard(shard) if isinstance(s, Sample))
     rows = ["filepath\ttitle"]
-    for shard in sorted(TRAIN.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            content = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
-            for name, file in content.items():
-                text = content.get(f"{Path(name).stem}.txt")
-                if len(rows) <= COMPARED_STEPS * COMPARED_BATCH and name.endswith(".webp") and file and text:
-                    picture = folder / Path(name).name
-                    picture.write_bytes(file.read())
-                    rows.append(f"{picture}\t{' '.join(text.read().decode().split())}")
+    for sample in itertools.islice(samples, COMPARED_STEPS * COMPARED_BATCH):
+        picture = folder / f"{sample.key}.webp"
+        picture.write_bytes(sample.image())
+        rows.append(f"{picture}\t{' '.join(sample.members['txt'].decode().split())}")
     path = folder / "table.tsv"
     path.write_text("\n".join(rows) + "\n")
     return path

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from mobileclip.benchmark.devices.device import Device, alone
 from mobileclip.benchmark.devices.rounds import BLOCK_SAMPLES, BLOCK_SECONDS, COOL_SECONDS, Ended, Job, Progress
 from mobileclip.benchmark.protocol import BenchAnswer, BenchPlan, PlannedMeasurement, unit
-from mobileclip.errors import DeviceError, Interrupted, MobileClipError, one_line
+from mobileclip.errors import DeviceError, InputError, Interrupted, MobileClipError, one_line
 
 APP = "org.mobileclip.bench"
 """The benchmark app's name on phones."""
@@ -38,6 +38,17 @@ _MAX_LINE_CHARS, MAX_UNREAD_LINES = 1 << 16, 1000
 _SLOWNESS = 20
 """A plan may take so many times the timed seconds that it asks for, with what else it needs; then the app is stopped."""
 _MARK = re.compile(r"MOBILECLIP (\{.*\})")
+
+
+def app_name(text: str) -> str:
+    """The name of an app, as its owner has given it.
+
+    Raises:
+        InputError: It is none; it goes into commands of devices.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
+        raise InputError(f"--app-id {text!r} is no name of an app; it is like org.example.bench")
+    return text
 
 
 class AppDevice(Device):

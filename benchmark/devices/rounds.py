@@ -287,7 +287,7 @@ class Rounds:
             done = step(link, collected)
         except MobileClipError as e:
             self._ended[i] = self._cut_short(collected, e)
-        except (KeyError, TypeError, ArithmeticError, ValidationError) as e:
+        except (TypeError, ArithmeticError, ValidationError) as e:
             error = link.error(f"an answer has the wrong form ({type(e).__name__}: {one_line(e)[:120]})")
             self._ended[i] = self._cut_short(collected, error)
         else:
@@ -331,7 +331,7 @@ class Rounds:
             return
         try:
             found = operators.of_reply(link.ask(Profiled, "profile", runs=PROFILED_RUNS if per_op else 1))
-        except (MobileClipError, KeyError, TypeError, ValueError, ArithmeticError) as e:
+        except (MobileClipError, TypeError, ValueError, ArithmeticError) as e:
             if per_op:
                 self._progress(f"{link.job.request.label}: the operators' costs are not known ({one_line(e)})")
         else:
@@ -361,13 +361,20 @@ class Rounds:
             earlier[name] += getattr(block, name)
         collected.block_samples[-1] += len(block.latency_ms)
 
-    def _samples(self, collected: _Collected, **more: str) -> DeviceSamples:
+    def _samples(self, collected: _Collected, ended_early: str = "") -> DeviceSamples:
         blocks, columns = [n for n in collected.block_samples if n], dict(collected.columns)
         for name in ("start_ms", "wait_ms"):  # where one block does not tell it, the rest is of no use
             if len(columns[name]) != len(columns["latency_ms"]):
                 columns[name] = []
         return DeviceSamples.model_validate(
-            {**collected.told, **columns, "device": self._device, "states": collected.states, "block_samples": blocks, **more}
+            {
+                **collected.told,
+                **columns,
+                "device": self._device,
+                "states": collected.states,
+                "block_samples": blocks,
+                "ended_early": ended_early,
+            }
         )
 
     def _cut_short(self, collected: _Collected, error: MobileClipError) -> Ended:

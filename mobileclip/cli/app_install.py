@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import typer
@@ -23,7 +22,7 @@ def install(
     """
     from mobileclip.benchmark import devices
     from mobileclip.benchmark.devices import build
-    from mobileclip.benchmark.devices.app import AppDevice
+    from mobileclip.benchmark.devices.app import AppDevice, app_name
     from mobileclip.errors import InputError
 
     place, via = devices.find(device), ""
@@ -32,9 +31,7 @@ def install(
     if not isinstance(place, AppDevice):
         raise InputError(f"{place.name} runs no app; name a phone")
     if app_id is not None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", app_id):
-            raise InputError(f"--app-id {app_id!r} is no name of an app; it is like org.example.bench")
-        place.app = app_id
+        place.app = app_name(app_id)
     with output.progress() as progress:
         packages = build.install(place, source, team, progress)
     names = " and ".join(package.name for package in packages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import cast
 
@@ -50,7 +49,7 @@ def bench(
     """
     from mobileclip.benchmark import devices, operators, results
     from mobileclip.benchmark.bench import bench as measure
-    from mobileclip.benchmark.devices.app import AppDevice
+    from mobileclip.benchmark.devices.app import AppDevice, app_name
     from mobileclip.benchmark.devices.web import Web
     from mobileclip.benchmark.protocol import Mode
     from mobileclip.errors import InputError
@@ -62,8 +61,7 @@ def bench(
         raise InputError("--lan is for --device web only")
     if isinstance(place, Web):
         place.lan, place.show = lan, lambda address: output.print_address(address, code=lan)
-    if app_id and not re.fullmatch(r"[A-Za-z0-9._-]+", app_id):
-        raise InputError(f"--app-id {app_id!r} is no name of an app; it is like org.example.bench")
+    app_id = app_name(app_id) if app_id else None
     if isinstance(place, AppDevice):
         place.package, place.app = app, app_id or place.app
     elif app or app_id:
