@@ -13,21 +13,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mobileclip.benchmark.devices import web
+from mobileclip.benchmark.devices import web, web_server
 from mobileclip.errors import DeviceError
 from tests.devices.page import Call
 
 
 @pytest.fixture
-def served(tmp_path) -> Iterator[tuple[web.Page, int]]:
+def served(tmp_path) -> Iterator[tuple[web_server.Page, int]]:
     (tmp_path / "model").write_bytes(b"model" * 1000)
-    page = web.Page({"index.html": b"<p>", "page.mjs": b"1"}, {"files/0/image.onnx": tmp_path / "model", "files/0/gone": tmp_path / "gone"})
-    server = web._Server("127.0.0.1", 0, page)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    yield page, server.server_address[1]
-    page.leave("over")
-    server.shutdown()
-    server.server_close()
+    page = web_server.Page(
+        {"index.html": b"<p>", "page.mjs": b"1"}, {"files/0/image.onnx": tmp_path / "model", "files/0/gone": tmp_path / "gone"}
+    )
+    with web_server.serving(page) as port:
+        yield page, port
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
@@ -99,14 +97,14 @@ def test_commands_go_out_and_answers_come_back(served):
 
 
 def test_no_answer(monkeypatch):
-    page = web.Page({}, {})
+    page = web_server.Page({}, {})
     page.take()
     for _ in range(2):  # it does one thing after the other
         with pytest.raises(DeviceError, match=r"no answer within 0\.3 s"):
             page.ask(0, {}, 0.3)
-    page = web.Page({}, {})
+    page = web_server.Page({}, {})
     page.take()
-    monkeypatch.setattr(web, "LOST_SECONDS", 0.4)
+    monkeypatch.setattr(web_server, "LOST_SECONDS", 0.4)
     with pytest.raises(DeviceError, match="has not been heard of"):
         page.ask(0, {}, 20)
     begin = time.monotonic()
@@ -131,8 +129,8 @@ def raw(port: int, data: bytes) -> bytes:
 
 def test_a_thousand_odd_requests_never_break_it(served, monkeypatch):
     page, port = served
-    monkeypatch.setattr(web, "REQUESTS_PER_SECOND", 10**6)
-    monkeypatch.setattr(web, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(web_server, "REQUESTS_PER_SECOND", 10**6)
+    monkeypatch.setattr(web_server, "POLL_SECONDS", 0.05)
     session = page.take()
     rng = random.Random(0)
     head = f"POST /{page.token}/answer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX-Session: {session}"
@@ -164,7 +162,7 @@ def test_bodies_that_are_too_large_are_not_read(served):
     page, port = served
     session = page.take()
     post = f"POST /{page.token}/%s HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX-Session: %s\r\nX-Number: 1\r\n%s\r\n"
-    for length, code in ((str(web.MAX_BODY_BYTES + 1), b"413"), ("9" * 30, b"411"), ("-1", b"411"), ("x", b"411")):
+    for length, code in ((str(web_server.MAX_BODY_BYTES + 1), b"413"), ("9" * 30, b"411"), ("-1", b"411"), ("x", b"411")):
         assert raw(port, (post % ("answer", session, f"Content-Length: {length}\r\n")).encode()).split()[1] == code, length
     assert raw(port, (post % ("answer", session, "")).encode()).split()[1] == b"411"
     # without the session, or where nothing is to be said, not a byte of it
@@ -174,8 +172,8 @@ def test_bodies_that_are_too_large_are_not_read(served):
 
 def test_slow_clients_and_many_of_them_do_not_block_it(served, monkeypatch):
     page, port = served
-    monkeypatch.setattr(web._Handler, "timeout", 0.5)
-    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(web.MAX_CONNECTIONS_OF_ONE + 8)]
+    monkeypatch.setattr(web_server._Handler, "timeout", 0.5)
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(web_server.MAX_CONNECTIONS_OF_ONE + 8)]
     for link in slow:
         link.sendall(b"GET / HT")
     elsewhere = http.client.HTTPConnection("127.0.0.1", port, timeout=30, source_address=("127.0.0.2", 0))
@@ -190,7 +188,7 @@ def test_slow_clients_and_many_of_them_do_not_block_it(served, monkeypatch):
 
 def test_too_many_requests(served, monkeypatch):
     page, port = served
-    monkeypatch.setattr(web, "REQUESTS_PER_SECOND", 5)
+    monkeypatch.setattr(web_server, "REQUESTS_PER_SECOND", 5)
     codes = [ask(port, "GET", "/")[0] for _ in range(30)]
     assert {404, 429} == set(codes)
     assert ask(port, "GET", f"/{page.token}/")[0] == 200, "the page itself is not held up"
@@ -198,7 +196,7 @@ def test_too_many_requests(served, monkeypatch):
 
 def test_in_a_network_it_is_reached_by_its_address_alone(runtime, bundle, monkeypatch):
     monkeypatch.setattr(web, "OPEN_SECONDS", 3)
-    monkeypatch.setattr(web, "lan_address", lambda: "127.0.0.3")
+    monkeypatch.setattr(web_server, "lan_address", lambda: "127.0.0.3")
     device = web.Web()
     device.lan = True
     call = Call(bundle, device)
@@ -225,7 +223,7 @@ def test_without_a_network_there_is_none_to_serve(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", no_route)
     with pytest.raises(DeviceError, match="this machine is in no network; join one, or open the page here without --lan"):
-        web.lan_address()
+        web_server.lan_address()
 
 
 def test_it_listens_to_this_machine_alone(runtime, bundle, monkeypatch):
@@ -233,7 +231,7 @@ def test_it_listens_to_this_machine_alone(runtime, bundle, monkeypatch):
     call = Call(bundle)
     place = urlsplit(call.address())
     assert place.hostname == "localhost"
-    other = web.lan_address()
+    other = web_server.lan_address()
     if other != "127.0.0.1":
         with pytest.raises(OSError):
             socket.create_connection((other, place.port), timeout=2)

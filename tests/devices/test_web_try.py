@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mobileclip.benchmark.bench import tower_inputs
 from mobileclip.benchmark.devices import setup, web
+from mobileclip.benchmark.devices.web_server import Page, serving
 from mobileclip.export import bundle as b
 from mobileclip.export.encoder import from_bundle
 from mobileclip.export.verify import dataset
@@ -221,18 +222,10 @@ def test_a_browser_gives_python_s_embeddings(runtime, browser, bundle_of):
         captions = json.loads(opened.metadata()["captions"])
     page_files = web.page_files() | setup.web(print)
     bundle = bundle_of("mobileclip_nano", ("onnx",))
-    served = web.Page(page_files, {**web.bundle_files(bundle), "kit": file})
-    server = web._Server("127.0.0.1", 0, served)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    page = browser.new_page()
-    try:
-        page.goto(f"http://127.0.0.1:{server.server_address[1]}/{served.token}/")
+    served = Page(page_files, {**web.bundle_files(bundle), "kit": file})
+    with serving(served) as port, contextlib.closing(browser.new_page()) as page:
+        page.goto(f"http://127.0.0.1:{port}/{served.token}/")
         image, text, check = page.evaluate(_EMBED_THE_KIT, [sum(name.startswith("picture_") for name in wanted), captions])
-    finally:
-        served.leave("over")
-        page.close()
-        server.shutdown()
-        server.server_close()
     assert np.abs(np.array(image) - wanted["image"]).max() < 1e-5, "its pixels are Python's to the bit"
     assert np.abs(np.array(text) - wanted["text"]).max() < 1e-5
     assert len(image) == 8
