@@ -162,9 +162,23 @@ def _umask() -> int:
     return mask
 
 
+_locks: set[int] = set()
+"""Open lock files of this process."""
+
+
+def _forget_locks() -> None:
+    """In a forked child, which would keep the parent's locks when the parent dies. To close a lock's copy does not free it."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock named after `path`; the system frees it when a process dies.
+    """Hold an exclusive lock named after `path`; the system frees it when the process dies, also where children outlive it.
 
     The lock file `.NAME.lock` stays behind on purpose: removing it would let two waiters hold two different locks.
 
@@ -182,6 +196,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    _locks.add(fd)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,7 +206,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             raise StorageError(f"{path}: cannot be locked ({_reason(e)}); choose a folder on a file system that has locks") from e
         yield
     finally:
-        os.close(fd)
+        if fd in _locks:  # not in a forked child
+            _locks.remove(fd)
+            os.close(fd)
 
 
 def remove_stale(*folders: Path) -> None:

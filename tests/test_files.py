@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -153,11 +154,13 @@ def test_reading_errors(tmp_path):
 def test_lock_excludes_another_process_and_dies_with_it(tmp_path):
     target, log = tmp_path / "bundle", tmp_path / "log"
     script = f"""
-import time
+import os, time
 from pathlib import Path
 from mobileclip.files import locked
 with locked(Path({str(target)!r})):
-    Path({str(log)!r}).write_text("held")
+    child = os.fork()  # outlives it, as workers do for a while
+    if child:
+        Path({str(log)!r}).write_text(str(child))
     time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -166,7 +169,7 @@ with locked(Path({str(target)!r})):
             assert process.poll() is None
             time.sleep(0.02)
         waiter = subprocess.Popen(
-            [sys.executable, "-c", script.replace("time.sleep(60)", "print('in')")], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", script.partition("    child")[0] + "    print('in')"], stdout=subprocess.PIPE, text=True
         )
         with pytest.raises(subprocess.TimeoutExpired):
             waiter.communicate(timeout=1)
@@ -174,6 +177,7 @@ with locked(Path({str(target)!r})):
         process.kill()
         process.wait()
     assert waiter.communicate(timeout=30)[0] == "in\n"
+    os.kill(int(log.read_text()), signal.SIGKILL)
     with locked(target):
         assert names(tmp_path) == [".bundle.lock", "log"]
 
