@@ -65,23 +65,28 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     """Average the lines of a results file; of lines with the same key the last one counts.
 
     Args:
-        rows: Each with `key` and `metrics`, see `mobileclip.evaluation.results.read`.
+        rows: Each with `key` and `metrics`, see `mobileclip.evaluation.results.read`. A set whose metric is not among them is missing;
+            `main_metric` stands for it, unless it only repeats another one (accuracy, where the worst group's is asked for).
 
     Raises:
         InputError: None of the 38 sets is there, or a main metric is not a share.
     """
-    scores = {row["key"]: _main(row) for row in rows if row["key"] in MAIN_METRIC}
-    if not scores:
+    found = {row["key"]: _main(row) for row in rows if row["key"] in MAIN_METRIC}
+    if not found:
         raise InputError("none of the 38 data sets is among the results; their keys are like imagenet1k, vtab/dtd, fairness/geode")
+    scores = {key: value for key, value in found.items() if value is not None}
     groups = {name: _average(scores, keys) for name, keys in GROUPS.items()}
     return Summary(_average(scores, MAIN_METRIC), groups, scores)
 
 
-def _main(row: Mapping[str, Any]) -> float:
+def _main(row: Mapping[str, Any]) -> float | None:
     key, metrics = row["key"], row["metrics"]
-    value = metrics.get(MAIN_METRIC[key], metrics.get("main_metric"))
+    name = MAIN_METRIC[key]
+    value = metrics.get(name, metrics.get("main_metric"))
+    if name not in metrics and (value is None or value in [v for n, v in metrics.items() if n != "main_metric"]):
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or not 0 <= value <= 1:
-        raise InputError(f"{key}: its main metric {MAIN_METRIC[key]} must be a number from 0 to 1, not {value!r:.40}")
+        raise InputError(f"{key}: its main metric {name} must be a number from 0 to 1, not {value!r:.40}")
     return float(value)
 
 

@@ -15,14 +15,14 @@ Row = dict[str, Any]
 
 
 def row(key: str, dataset: str, score: Score, encoder: Mapping[str, object]) -> Row:
-    """The line of a measurement; for the 38 sets of DataComp the main metric is theirs.
+    """The line of a measurement; for the 38 sets of DataComp the main metric is theirs, and null where a `Score` does not have that.
 
     Args:
         key: Identity of the data set.
         dataset: Its name for people.
         encoder: What measured, see `mobileclip.export.encoder.Encoder.about`.
     """
-    main = score.metrics.get(MAIN_METRIC.get(key, ""), score.metrics["main_metric"])
+    main = score.metrics.get(MAIN_METRIC.get(key, "main_metric"))
     skipped = dict(sorted(score.tally.skipped.items()))
     measured = {"metrics": {**score.metrics, "main_metric": main}, "task": score.kind, "details": score.details, "skipped": skipped}
     return {"key": key, "dataset": dataset, **measured, **encoder}

@@ -12,13 +12,12 @@ from typing import Any, Protocol, get_args
 import numpy as np
 from PIL import Image
 
-from mobileclip.data.samples import BadSample, Reason, Tally
+from mobileclip.data.samples import BadSample, Reason, Tally, decode_image
 from mobileclip.data.source import LABEL
 from mobileclip.errors import InputError
 from mobileclip.evaluation import metrics
 from mobileclip.evaluation.datasets import Dataset, Example, Kind, matching
 from mobileclip.files import did_you_mean, json_lines
-from mobileclip.preprocess import open_image
 from mobileclip.zeroshot import Embeddings, class_embeddings, read_labels, read_templates
 
 Progress = Callable[[str], None]
@@ -151,7 +150,7 @@ def _kind(dataset: Dataset, wanted: Task) -> Kind:
 
 
 def embed(encoder: Encoder, examples: Iterable[Example | BadSample], progress: Progress) -> Embedded:
-    """Embed the pictures of examples; one that cannot be decoded is counted as `bad_image`. One picture is decoded at a time."""
+    """Embed the pictures of examples; one that cannot be decoded is counted. One picture is decoded at a time."""
     kept: list[Example] = []
     skipped: Counter[str] = Counter()
 
@@ -163,9 +162,9 @@ def embed(encoder: Encoder, examples: Iterable[Example | BadSample], progress: P
                 skipped[example.reason] += 1
                 continue
             try:
-                image = open_image(example.image) if isinstance(example.image, bytes) else example.image
-            except InputError:
-                skipped["bad_image"] += 1
+                image = decode_image(example.image) if isinstance(example.image, bytes) else example.image
+            except BadSample as e:
+                skipped[e.reason] += 1
                 continue
             kept.append(Example(example.key, b"", example.captions, example.fields))
             yield image

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from mobileclip.data.samples import Tally
 from mobileclip.errors import InputError
 from mobileclip.evaluation import results
 from mobileclip.evaluation.datacomp import GROUPS, MAIN_METRIC, summarize
+from mobileclip.evaluation.tasks import Score
 
 # Main metrics of MobileCLIP-S0 in percent, from github.com/apple/ml-mobileclip, results/mobileclip_s0.jsonl.
 S0 = {
@@ -22,6 +24,9 @@ S0 = {
     "vtab/pcam": 66.5283, "vtab/pets": 89.9046, "vtab/resisc45": 57.0317, "vtab/svhn": 62.5999, "wilds/camelyon17": 73.5615,
     "wilds/fmow": 9.2943, "wilds/iwildcam": 11.9049,
 }  # fmt: skip
+
+
+COCO = "retrieval/mscoco_2014_5k_test_image_text_retrieval"
 
 
 def row(key: str, percent: float) -> dict[str, object]:
@@ -56,7 +61,29 @@ def test_missing_sets_are_named_and_the_last_line_of_a_key_counts():
 def test_the_main_metric_is_the_one_of_the_data_set():
     both = {"acc1": 0.1, "mean_per_class_recall": 0.7, "main_metric": 0.1}
     assert summarize([{"key": "vtab/pets", "metrics": both}]).scores == {"vtab/pets": 0.7}
-    assert summarize([{"key": "wilds/fmow", "metrics": {"main_metric": 0.2}}]).scores == {"wilds/fmow": 0.2}
+    for foreign in ({"main_metric": 0.2}, {"acc1": 0.7, "main_metric": 0.2}, {"acc_worst_region": 0.2, "acc1": 0.2, "main_metric": 0.7}):
+        assert summarize([{"key": "wilds/fmow", "metrics": foreign}]).scores == {"wilds/fmow": 0.2}
+
+
+@pytest.mark.parametrize("key", ["wilds/fmow", "wilds/iwildcam", "fairness/dollar_street", "fairness/geode", "misc/winogavil"])
+def test_accuracy_does_not_stand_for_a_metric_that_is_not_measured(key):
+    metrics = {"acc1": 0.75, "acc5": None, "mean_per_class_recall": 0.5, "main_metric": 0.75}
+    ours = results.row(key, "folder", Score("classification", metrics, {}, Tally(4)), {})
+    assert ours["metrics"] == metrics | {"main_metric": None}
+    for line in (ours, {"key": key, "metrics": metrics}, {"key": key, "metrics": {}}):
+        summary = summarize([row("imagenet1k", 10), row(key, 90), line])
+        assert (summary.average.mean, summary.scores) == (0.1, {"imagenet1k": 0.1})
+        assert key in summary.average.missing
+    assert summarize([ours]).average.mean is None
+
+
+def test_main_metrics_of_our_own_lines():
+    classified = Score("classification", {"acc1": 0.75, "mean_per_class_recall": 0.5, "main_metric": 0.75}, {}, Tally(4))
+    retrieved = Score("retrieval", {"mean_recall@1": 0.25, "main_metric": 0.25}, {}, Tally(4))
+    found = {k: results.row(k, "", classified, {})["metrics"]["main_metric"] for k in ("mnist", "vtab/pets", "my-folder")}
+    assert found == {"mnist": 0.75, "vtab/pets": 0.5, "my-folder": 0.75}
+    found = {k: results.row(k, "", retrieved, {})["metrics"]["main_metric"] for k in (COCO, "mnist", "my-folder")}
+    assert found == {COCO: 0.25, "mnist": None, "my-folder": 0.25}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 58.12, -0.1, "0.5", None, True, [0.5]])

@@ -57,14 +57,15 @@ def test_classification_of_known_answers():
         coloured("d", BLUE, label="blue"),
         coloured("e", BLUE),
         Example("f", b"no picture", (), {"label": "red"}),
+        Example("g", b"P6 10000 10000 255 ", (), {"label": "red"}),  # a PPM that claims more pixels than the limit
         BadSample("no_image"),
     )
     score = run(Colours(), data, Task(), 0.5, quiet)
     assert (score.kind, score.tally.seen) == ("classification", 4)
-    assert dict(score.tally.skipped) == {"no_label": 1, "bad_image": 1, "no_image": 1}
+    assert dict(score.tally.skipped) == {"no_label": 1, "bad_image": 1, "no_image": 1, "too_large": 1}
     assert score.metrics == {"acc1": 0.75, "acc5": None, "mean_per_class_recall": pytest.approx((1 / 2 + 1 + 1) / 3), "main_metric": 0.75}
     assert score.details == {"pictures": 4, "classes": 3, "templates": 1, "chance": pytest.approx(1 / 3), "largest_class": 0.5}
-    with pytest.raises(InputError, match=r"3 of 7 samples are bad \(bad_image 1, no_image 1, no_label 1\), more than --max-bad 10.00%"):
+    with pytest.raises(InputError, match=r"4 of 8 samples are bad \(bad_image 1, no_image 1, no_label 1, too_large 1\), more than"):
         run(Colours(), data, Task(), 0.1, quiet)
 
 
