@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader
 from mobileclip.data.augment import Policy, draw, replay
 from mobileclip.data.batch import Batch
 from mobileclip.data.embeddings import read, synthetic_captions
-from mobileclip.data.samples import BadSample, Reason, Sample, Tally
+from mobileclip.data.samples import BadSample, Reason, Sample, Tally, decode_image
 from mobileclip.data.shards import read_entry
 from mobileclip.data.stream import START, Item, Position, Stream
 from mobileclip.errors import InputError
-from mobileclip.preprocess import open_image
 from mobileclip.specs import PreprocessSpec
 from mobileclip.tokenizer import Tokenizer
 
@@ -92,11 +91,8 @@ def decode(sample: Sample, recipe: Recipe, seed: Sequence[int], epoch: int = 0) 
     keys = sorted(synthetic)
     if wants_synthetic and not keys:
         raise BadSample("no_caption", "no synthetic caption")
-    try:
-        # stored crops were drawn on the pixels as they lie in the file (MobileCLIP's generator does not look at EXIF)
-        image = open_image(sample.image(), upright=stored is None)
-    except InputError as e:
-        raise BadSample("too_large" if "over the limit" in str(e) else "bad_image", str(e)) from None
+    # stored crops were drawn on the pixels as they lie in the file (MobileCLIP's generator does not look at EXIF)
+    image = decode_image(sample.image(), upright=stored is None)
     if min(image.size) < recipe.min_side:
         raise BadSample("too_small", f"{image.width} x {image.height}")
     view = pick(len(stored.param_aug)) if stored else 0
@@ -182,6 +178,7 @@ class Loader:
     Attributes:
         position: Behind the last sample of the last batch; a loader that starts here goes on with the next.
         tally: Samples used and skipped so far.
+        last_bad: Which sample was skipped last, and what is wrong with it.
         restarts: How often dead workers were replaced.
     """
 
@@ -192,6 +189,7 @@ class Loader:
     max_bad: float = 0.01
     position: Position = START
     tally: Tally = field(default_factory=Tally)
+    last_bad: str = ""
     restarts: int = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -212,6 +210,18 @@ class Loader:
                     raise
                 self.restarts += 1
 
+    def check(self, tally: Tally, at_least: int = 1) -> None:
+        """Stop where too many samples are bad; few are judged as well, at the end of an epoch or of the run.
+
+        Args:
+            tally: Of this process or of all.
+            at_least: See `mobileclip.data.samples.Tally.check`.
+
+        Raises:
+            InputError: More samples are bad than `max_bad` allows.
+        """
+        tally.check(self.max_bad, at_least, option="data.max_bad", example=self.last_bad)
+
     def _batches(self) -> Iterator[Batch]:
         stream = Stream(start=self.position, **self.stream_options)  # type: ignore[arg-type]
         loader: DataLoader[Chunk] = DataLoader(
@@ -224,7 +234,7 @@ class Loader:
             generator=torch.Generator(),  # else it draws from the global one, which a run that goes on has put back
         )
         parts: list[Batch] = []
-        have, tally, last = 0, Tally(), ""
+        have, tally = 0, Tally()
         epoch = good_epoch = self.position.epoch
         chunks = iter(loader)
         if threading.current_thread() is threading.main_thread():
@@ -234,13 +244,13 @@ class Loader:
             for chunk in chunks:
                 start = end = 0
                 for position, bad, detail in chunk.outcomes:
-                    if position.epoch > epoch:  # all samples have been met: few are judged as well
-                        (self.tally + tally).check(self.max_bad, at_least=1, option="data.max_bad", example=last)
+                    if position.epoch > epoch:
+                        self.check(self.tally + tally)
                         epoch = position.epoch
                     if bad:
-                        last = detail
+                        self.last_bad = detail
                         tally.skipped[bad] += 1
-                        (self.tally + tally).check(self.max_bad, option="data.max_bad", example=detail)
+                        self.check(self.tally + tally, at_least=1000)
                         if position.epoch > good_epoch + _EMPTY_EPOCHS:
                             raise InputError(f"none of {tally.present:,} samples can be used ({tally.reasons()}); the last one: {detail}")
                         continue

@@ -8,7 +8,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from PIL import Image
+
 from mobileclip.errors import InputError
+from mobileclip.preprocess import open_image
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
@@ -71,6 +74,18 @@ class Sample:
         if not any(c.strip() for c in captions):
             raise BadSample("no_caption")
         return captions  # with empty ones, as embeddings are stored by number
+
+
+def decode_image(content: bytes, *, upright: bool = True) -> Image.Image:
+    """Decode a sample's picture, see `mobileclip.preprocess.open_image`.
+
+    Raises:
+        BadSample: `too_large` with more pixels than the limit, else `bad_image`.
+    """
+    try:
+        return open_image(content, upright=upright)
+    except InputError as e:
+        raise BadSample("too_large" if isinstance(e.__cause__, Image.DecompressionBombError) else "bad_image", str(e)) from None
 
 
 @dataclass

@@ -16,12 +16,11 @@ import numpy as np
 
 from mobileclip.data.augment import Params, draw
 from mobileclip.data.embeddings import Reinforcement, write
-from mobileclip.data.samples import IMAGE_EXTENSIONS, BadSample, Tally
+from mobileclip.data.samples import IMAGE_EXTENSIONS, BadSample, Tally, decode_image
 from mobileclip.data.shards import DamagedShard, Entry, read_entry, writable, write_shard
 from mobileclip.data.source import Shard, opened
 from mobileclip.errors import InputError
 from mobileclip.files import canonical_json, write_bytes
-from mobileclip.preprocess import open_image
 from mobileclip.reinforce.backbones import Floats, one_thread
 from mobileclip.reinforce.captioners import Subject, load_captioner
 from mobileclip.reinforce.config import EnsembleConfig
@@ -35,7 +34,7 @@ _BLOCK, _BLOCK_PIXELS = 128, 160_000_000
 _MAX_CAPTIONS, _MAX_CAPTION_BYTES = 1000, 64 << 10
 _VIEWS_AT_ONCE = 256
 _CACHE_BYTES = 256 << 20
-"""Of embeddings that a worker remembers, for pictures and for captions each."""
+"""Of embeddings that a worker remembers, for pictures and for captions each; what comes again after more than that is embedded again."""
 _REPLACED = ("syn.json", "paug.json", "npz", "pth.gz")
 
 
@@ -126,7 +125,7 @@ def finished(job: Job) -> Done | None:
 
 
 class _Cache:
-    """The rows of what was embedded last, by content."""
+    """The rows of what this worker embedded last, by content, up to `_CACHE_BYTES`."""
 
     def __init__(self) -> None:
         self._rows: OrderedDict[object, Floats] = OrderedDict()
@@ -223,12 +222,9 @@ class Worker:
             raise BadSample("bad_key", repr(key[:100]))
         if len(real) > _MAX_CAPTIONS or sum(len(c.encode()) for c in real) > _MAX_CAPTION_BYTES:
             raise BadSample("too_large", f"{len(real)} captions")
-        try:
-            image = open_image(sample.image(), upright=False)  # crops are stored in the pixels of the file
-        except InputError as e:
-            raise BadSample("too_large" if "over the limit" in str(e) else "bad_image", str(e)) from None
+        image = decode_image(sample.image(), upright=False)  # crops are stored in the pixels of the file
         digest = hashlib.sha256(canonical_json(image.size) + image.tobytes()).hexdigest()
-        # by content: a picture that is there many times has the same views, and is embedded once
+        # by content: a picture that is there many times has the same views, and is embedded once while a worker remembers it
         rng = np.random.default_rng([self._plan.seed, int(digest, 16)])
         params = [draw(image.width, image.height, rng, self._policy) for _ in range(self._plan.views)]
         uid = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import ExifTags, Image
 from mobileclip.data.augment import Policy, draw, replay
 from mobileclip.data.embeddings import Reinforcement, write
 from mobileclip.data.loader import Loader, Recipe, decode
-from mobileclip.data.samples import BadSample, Sample
+from mobileclip.data.samples import BadSample, Sample, Tally
 from mobileclip.data.shards import write_shard
 from mobileclip.data.source import find_shards
 from mobileclip.data.stream import START
@@ -28,6 +29,8 @@ from mobileclip.tokenizer import Tokenizer
 
 SPEC, TOKENIZER = PreprocessSpec(32), Tokenizer.clip()
 VIEWS, CAPTIONS, WIDTH = 4, 3, 6
+BOMB = b"P6 10000 10000 255 "
+"""A PPM that claims more pixels than the limit."""
 
 
 def picture(seed):
@@ -230,7 +233,8 @@ def test_stored_crops_are_in_the_pixels_of_the_file():
 def test_accounting(tmp_path):
     """seen + skipped = present, exactly, at the end of an epoch."""
     good = [(f"{i:032x}", members(i)[0]) for i in range(30)]
-    bad = [("a" * 32, {"txt": b"x"}), ("b" * 32, {**members(1)[0], "npz": b"damaged"}), ("c" * 32, {**members(1)[0], "txt": b""})]
+    changes = [{"npz": b"damaged"}, {"txt": b""}, {"png": BOMB}, {"png": BOMB.replace(b"10000", b"10")}]
+    bad = [("a" * 32, {"txt": b"x"}), *((f"{i:032x}", members(1)[0] | changed) for i, changed in enumerate(changes, 50))]
     write_shard(tmp_path / "0.tar", good + bad)
     data = loader(find_shards([str(tmp_path)]), max_bad=1.0)
     data.batch_size = 10
@@ -238,8 +242,8 @@ def test_accounting(tmp_path):
     for _ in range(4):
         next(iterator)
     iterator.close()
-    assert data.tally.present == data.position.epoch * 33 + data.position.offset
-    assert set(data.tally.skipped) == {"no_caption", "no_reinforcement", "bad_reinforcement"}
+    assert data.tally.present == data.position.epoch * 35 + data.position.offset
+    assert set(data.tally.skipped) == {"no_caption", "no_reinforcement", "bad_reinforcement", "too_large", "bad_image"}
 
 
 def test_too_much_is_bad(tmp_path):
@@ -255,6 +259,16 @@ def test_few_samples_are_judged_after_an_epoch(tmp_path):
         take(data, 5)
     assert data.tally.seen == 32
     take(loader(find_shards([str(tmp_path)]), max_bad=0.2), 20)
+
+
+def test_few_samples_are_judged_when_a_run_ends_inside_an_epoch(tmp_path):
+    """Its end is told by the trainer."""
+    write_shard(tmp_path / "0.tar", [(f"{i:032x}", {"txt": b"x"} if i < 20 else members(1)[0]) for i in range(60)])
+    data = loader(find_shards([str(tmp_path)]), max_bad=0.01)
+    take(data, 2)
+    data.check(Tally(99, Counter(no_image=1)))
+    with pytest.raises(InputError, match=r"are bad \(no_reinforcement \d\), more than data.max_bad 1.00%.*; the last one: 0{30}.*: no_"):
+        data.check(data.tally)
 
 
 def test_no_good_sample_at_all(tmp_path):

@@ -70,13 +70,16 @@ def test_result_does_not_depend_on_order_or_on_what_was_remembered(make, data, t
     assert shards_in(tmp_path / "all")["00001.tar"] == shards_in(tmp_path / "one")["00001.tar"]
 
 
-def test_repeated_pictures_and_captions_are_embedded_once(make, tmp_path):
+def test_repeated_pictures_and_captions_are_embedded_once(make, tmp_path, monkeypatch):
     stages = make(captions=0).stages
     assert stages["images tiny"][0] == 9 * 2, "ten pictures, two of them the same"
     assert stages["texts tiny"][0] == 10
     found = {s.key: read(s.members) for p in (tmp_path / "out").glob("*.tar") for s in read_shard(p)}
     assert found[f"{1:032x}"].param_aug == found[f"{6:032x}"].param_aug
     assert np.array_equal(found[f"{1:032x}"].image, found[f"{6:032x}"].image)
+    monkeypatch.setattr(shard_module, "_CACHE_BYTES", 0)
+    assert make(captions=0, out=tmp_path / "forgetful").stages["images tiny"][0] == 10 * 2, "the two are in different shards"
+    assert shards_in(tmp_path / "forgetful") == shards_in(tmp_path / "out")
 
 
 def test_seed_changes_views_and_captions(make, tmp_path):
@@ -131,13 +134,14 @@ def test_bad_samples_are_counted_by_reason(make, tmp_path):
     none = ("none", {k: v for k, v in sample(5)[1].items() if k != "png"})
     mute = ("mute", {"png": sample(6)[1]["png"], "txt": b" "})
     latin = ("latin", sample(7)[1] | {"txt": "caf\xe9".encode("latin-1")})
-    write_shard(folder / "00000.tar", [*good, cut, none, mute, latin])
+    bomb = ("bomb", sample(8)[1] | {"png": b"P6 10000 10000 255 "})  # a PPM that claims more pixels than the limit
+    write_shard(folder / "00000.tar", [*good, cut, none, mute, latin, bomb])
     (folder / "00001.tar").write_bytes(b"no tar file" * 100)
     summary = make(shards=folder, max_bad=1.0)
-    reasons = {"bad_image": 1, "no_image": 1, "no_caption": 1, "not_utf8": 1, "damaged_shard": 1}
+    reasons = {"bad_image": 1, "no_image": 1, "no_caption": 1, "not_utf8": 1, "too_large": 1, "damaged_shard": 1}
     assert (summary.tally.seen, dict(summary.tally.skipped)) == (4, reasons)
-    assert summary.tally.present == 9
-    with pytest.raises(InputError, match="5 of 9 samples are bad"):
+    assert summary.tally.present == 10
+    with pytest.raises(InputError, match="6 of 10 samples are bad"):
         make(shards=folder, out=tmp_path / "strict")
 
 
