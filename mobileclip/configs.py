@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from mobileclip.errors import InputError
 from mobileclip.files import reading
@@ -17,10 +19,51 @@ T = TypeVar("T", bound=BaseModel)
 _Lines = dict[tuple[str, ...], int]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where a config comes from."""
+
+    path: Path | None = field(default=None, compare=False)
+    """None: not from a file."""
+    lines: _Lines = field(default_factory=dict, compare=False)
+    """Of each field; 0 stands for the command line. Where a config comes from makes it no other one."""
+
+    def place(self, name: tuple[str, ...]) -> str:
+        """File and line of a field, or of the group that lacks it."""
+        known = next((name[:n] for n in range(len(name), -1, -1) if name[:n] in self.lines), ())
+        line = self.lines.get(known, 1)
+        return f"{self.path}:{line}" if line else "--set"
+
+
 class Strict(BaseModel):
     """Base of all configs: unknown fields, NaN and infinity are errors, and nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    _source: _Source = PrivateAttr(default_factory=_Source)
+
+    def wrong(self, name: str, message: str) -> InputError:
+        """What to raise where a field (`a.b`) turns out wrong later: it names the line, too, if the config comes from a file."""
+        place = f"{self._source.place(tuple(name.split('.')))}: " if self._source.path else ""
+        return InputError(f"{place}{name}: {message}")
+
+
+def share(value: object) -> object:
+    """A share written in percent, `1%`, as the number 0.01; whatever else it is stays as it is.
+
+    Raises:
+        ValueError: No number before the sign.
+    """
+    if not (isinstance(value, str) and value.endswith("%")):
+        return value
+    try:
+        return float(value.removesuffix("%")) / 100
+    except ValueError:
+        raise ValueError("is not a share; write for example 1% or 0.01") from None
+
+
+def misfit(name: str, message: str) -> PydanticCustomError:
+    """What a validator of several fields raises: the one (`a.b`) that does not fit to the others."""
+    return PydanticCustomError("misfit", "{field}: {message}", {"field": name, "message": message})
 
 
 def read_config(path: Path, kind: type[T], changes: Sequence[str] = ()) -> T:
@@ -51,14 +94,18 @@ def read_config(path: Path, kind: type[T], changes: Sequence[str] = ()) -> T:
         raise InputError(f"{path}:1: fields with values are needed, one on a line, as in `schema_version: 1`")
     for change in changes:
         _set(value, change, lines)
+    source = _Source(path, lines)
     try:
-        return kind.model_validate(value)
+        config = kind.model_validate(value)
     except ValidationError as e:
-        raise InputError("; ".join(_problem(path, error, lines) for error in e.errors()[:5])) from None
+        raise InputError("; ".join(_problem(source, error) for error in e.errors()[:5])) from None
+    if isinstance(config, Strict):
+        config._source = source
+    return config
 
 
 def _set(value: dict[str, Any], change: str, lines: _Lines) -> None:
-    """Change a field; line 0 stands for the command line."""
+    """Change a field, and note that it is the command line's."""
     name, equals, text = change.partition("=")
     place = tuple(name.split("."))
     if not equals or not all(place):
@@ -67,12 +114,15 @@ def _set(value: dict[str, Any], change: str, lines: _Lines) -> None:
         value = value.setdefault(part, {})
         if not isinstance(value, dict):
             raise InputError(f"--set {change!r}: {part} is no group of fields; set it as a whole")
+    for known in [known for known in lines if known[: len(place)] == place]:
+        del lines[known]
+    below: _Lines = {place: 0}
     try:
         tree = yaml.compose(text, yaml.SafeLoader)
-        value[place[-1]] = _value(Path("--set"), tree, place, {}) if tree else None
+        value[place[-1]] = _value(Path("--set"), tree, place, below) if tree else None
     except (yaml.YAMLError, RecursionError):
         raise InputError(f"--set {change!r}: the value is not YAML") from None
-    lines[place] = 0
+    lines.update(dict.fromkeys(below, 0))
 
 
 def _value(path: Path, node: yaml.Node, place: tuple[str, ...], lines: _Lines) -> Any:
@@ -108,10 +158,12 @@ def _scalar(node: yaml.Node) -> Any:
         raise yaml.MarkedYAMLError(problem=f"{node.value!r} is not a value of its type", problem_mark=node.start_mark) from None
 
 
-def _problem(path: Path, error: Any, lines: _Lines) -> str:
-    place = tuple(str(part) for part in error["loc"])
-    known = next((place[:n] for n in range(len(place), -1, -1) if place[:n] in lines), ())
-    field = ".".join(p for p in place if p in {name for found in lines for name in found} or p == place[-1])
+def _problem(source: _Source, error: Any) -> str:
+    known = {part for name in source.lines for part in name}
+    name = tuple(str(part) for part in error["loc"])
+    name = tuple(part for part in name if part in known or part == name[-1])  # pydantic puts the alternatives of a union between
     message = error["msg"].removeprefix("Value error, ")
-    line = lines.get(known, 1)
-    return f"{f'{path}:{line}' if line else '--set'}: {f'{field}: ' if field else ''}{message}"
+    if error["type"] == "misfit":
+        name, message = (*name, *error["ctx"]["field"].split(".")), error["ctx"]["message"]
+    told = f"{'.'.join(name)}: " if name else ""
+    return f"{source.place(name)}: {told}{message}"

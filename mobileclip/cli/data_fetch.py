@@ -13,7 +13,7 @@ from mobileclip.cli.options import JsonOption
 
 def fetch(
     name: Annotated[str, typer.Argument(help="emoji or clipart.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the data set.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the data set.")],
     styles: Annotated[str, typer.Option(help="For emoji: names separated by commas; openmoji (share-alike) only on request.")] = "",
     pixels: Annotated[int, typer.Option(help="Side of the pictures, 16 to 1024.")] = 72,
     seed: Annotated[int, typer.Option(help="Draws what is held out and the order of the samples.")] = 0,

@@ -8,7 +8,8 @@ import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the config, as in optimizer.lr=5e-4; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A field of the config, as in augmentation.scale=[0.4,1]; may be repeated."),
 ]
 """Changes to a YAML config, for commands that read one."""
 
@@ -19,10 +20,11 @@ def share(option: str, text: str) -> float:
     Raises:
         InputError: It is no such number.
     """
+    from mobileclip import configs
     from mobileclip.errors import InputError
 
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = float(str(configs.share(text)))
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:

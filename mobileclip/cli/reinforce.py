@@ -14,7 +14,7 @@ from mobileclip.cli.options import JsonOption, SetOption, share
 def reinforce(
     shards: Annotated[list[str], typer.Argument(help="Shards: folders, patterns, URLs, commands (pipe:) or tables.", metavar="SHARDS...")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the reinforced data set.")],
-    teachers: Annotated[Path, typer.Option(help="YAML file: teachers, augmentation and captioner.")],
+    teachers: Annotated[Path, typer.Option(help="YAML file: teachers, augmentation, captioner and words.")],
     changes: SetOption = None,
     views: Annotated[int, typer.Option(min=1, max=1000, help="Augmentations of each picture.")] = 5,
     captions: Annotated[int, typer.Option(min=0, max=1000, help="Synthetic captions of each picture.")] = 5,
@@ -23,7 +23,7 @@ def reinforce(
     images: Annotated[bool, typer.Option(help="Also write pictures and captions; without, the set is to be joined by key.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker, with Ray.")] = 0,
-    engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Default: Ray for several workers, else this process.")] = None,
+    engine: Annotated[Literal["local", "ray"] | None, typer.Option(help="Default: Ray for several workers or a cluster.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
     max_bad: Annotated[str, typer.Option(help="Stop where a larger share of the samples is bad.")] = "1%",
     json_output: JsonOption = False,

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mobileclip.configs import Strict, read_config
+from mobileclip.configs import Strict, misfit, read_config
 from mobileclip.data.augment import Policy
-from mobileclip.errors import InputError
 from mobileclip.reinforce.backbones import ImageName, TextName
+from mobileclip.training import config
 
 Side = Annotated[int, Field(ge=16, le=1024)]
 Scale = Annotated[float, Field(gt=0)]
@@ -94,13 +94,12 @@ class CocaConfig(Strict):
 CaptionerConfig = Annotated[TemplatesConfig | CocaConfig, Field(discriminator="kind")]
 
 
-class AugmentationConfig(Strict):
+class AugmentationConfig(config.AugmentationConfig):
     """See `mobileclip.data.augment.Policy`."""
 
     resolution: Side = 224
     """Translations are stored in pixels of it and replayed unchanged: choose the student's resolution, or 224 as in Apple's sets."""
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     rand_augment: bool = True
 
     def policy(self) -> Policy:
@@ -131,11 +130,7 @@ class EnsembleConfig(Strict):
     def _distinct(self) -> EnsembleConfig:
         names = [t.name for t in self.teachers]
         if len(set(names)) < len(names):
-            raise ValueError("teachers: two have the same name")
-        try:
-            self.augmentation.policy()
-        except InputError as e:
-            raise ValueError(f"augmentation: {e}") from None
+            raise misfit("teachers", "two have the same name")
         return self
 
 

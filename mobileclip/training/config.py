@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from mobileclip.configs import Strict, read_config
+from mobileclip.configs import Strict, misfit, read_config, share
 from mobileclip.errors import InputError
 from mobileclip.specs import get_spec
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e30)]
+"""Of learning; float32 holds little more."""
 MAX_BATCH_SIZE = 2**20
 """Logits of a larger one alone would fill terabytes."""
-"""Of learning; float32 holds little more."""
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(share)]
+"""`0.01` or `1%`."""
 
 
 class AugmentationConfig(Strict):
@@ -27,6 +29,14 @@ class AugmentationConfig(Strict):
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     rand_augment: bool = False
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _in_range(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        share = info.field_name == "scale"
+        if not 0 < value[0] <= value[1] <= (1 if share else math.inf):
+            raise ValueError(f"write the lower and the upper end, both above 0{' and at most 1' if share else ''}, not {list(value)}")
+        return value
 
 
 class DataConfig(Strict):
@@ -82,6 +92,12 @@ class LossConfig(Strict):
     """Lambda of the paper: 0 plain, 1 the teachers alone."""
     teachers: tuple[TeacherConfig, ...] = ()
     """In the order of the stored rows."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> LossConfig:
+        if self.teachers and not any(t.weight for t in self.teachers):
+            raise misfit("teachers", "all have the weight 0; give one a positive one, or leave them out")
+        return self
 
 
 class OptimizerConfig(Strict):
@@ -201,21 +217,22 @@ class TrainConfig(Strict):
     def _consistent(self) -> TrainConfig:
         needing = "loss.distillation" if self.loss.distillation else "text_pretraining"
         if self.taught and self.data.augmentation != "stored":
-            raise ValueError(f"{needing} needs data.augmentation: stored, as teachers' embeddings belong to the stored views")
+            raise misfit("data.augmentation", f"{needing} needs `stored` here, as teachers' embeddings belong to the stored views")
         if self.taught and not self.loss.teachers:
-            raise ValueError(f"{needing} needs loss.teachers, with names, widths and scales in the order of the stored rows")
+            raise misfit("loss.teachers", f"{needing} needs them, with names, widths and scales in the order of the stored rows")
         if self.text_pretraining and "text" in self.freeze:
-            raise ValueError("text_pretraining teaches the text tower, and freeze keeps it as it is; leave one out")
+            raise misfit("freeze", "keeps the text tower as it is, and text_pretraining teaches it; leave one out")
         if self.schedule.warmup_steps + (self.schedule.decay_steps or 0) > self.steps:
-            raise ValueError(f"schedule: warm-up and decay are longer than the {self.steps:,} steps of the run")
+            field = "schedule.warmup_steps" if self.schedule.warmup_steps > self.steps else "schedule.decay_steps"
+            raise misfit(field, f"warm-up and decay are longer than the {self.steps:,} steps of the run; shorten them")
         if self.schedule.min_lr > self.optimizer.lr:
-            raise ValueError("schedule.min_lr is above optimizer.lr")
+            raise misfit("schedule.min_lr", f"{self.schedule.min_lr:g} is above optimizer.lr, {self.optimizer.lr:g}")
         if self.compile and self.gradient_checkpointing:
-            raise ValueError("compile and gradient_checkpointing do not go together; torch.compile decides itself what it keeps")
+            raise misfit("compile", "does not go together with gradient_checkpointing; torch.compile decides itself what it keeps")
         if len({e.name for e in self.evaluations}) < len(self.evaluations):
-            raise ValueError("evaluations: two have one name; their scores would be taken for each other")
+            raise misfit("evaluations", "two have one name; their scores would be taken for each other")
         if len(set(self.freeze)) == 2:
-            raise ValueError("freeze: with both towers frozen there is nothing to train")
+            raise misfit("freeze", "with both towers frozen there is nothing to train; leave one out")
         return self
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ class Log:
         folder: Of the run.
         step: Where the run goes on.
         about: The config, for W&B.
+        progress: Told if there will be no TensorBoard.
     """
 
-    def __init__(self, folder: Path, step: int, about: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, step: int, about: dict[str, Any], progress: Callable[[str], None] | None = None) -> None:
         self._path = folder / LOG
         lines = [line for line in read_log(folder) if line["step"] <= step]
         write_bytes(self._path, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
@@ -33,6 +35,8 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        elif progress:
+            progress(f"no TensorBoard, only {self._path}; for both: pip install 'mobileclip-toolkit[train]'")
         if importlib.util.find_spec("wandb") and os.environ.get("WANDB_PROJECT"):
             import wandb
 
@@ -47,6 +51,7 @@ class Log:
         if self._tensorboard:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.flush()  # a run that is killed has it all, as in the lines of JSON
         if self._wandb:
             self._wandb.log(numbers, step=step)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mobileclip.training import distributed
 from mobileclip.training.losses import Losses
 
-_FIRST_SCALES = 20
+_MAX_IN_A_ROW = 20
 """Steps that a scaler may leave out while it looks for its scale."""
 
 
@@ -21,6 +21,8 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._in_a_row = torch.zeros((), device=device)
+        """Steps that were left out since the last that was not, also before a clearing."""
         self._clear()
 
     def _clear(self) -> None:
@@ -36,13 +38,14 @@ class Meter:
         finite = torch.isfinite(norm)
         self._norm = self._norm + torch.where(finite, norm, 0)
         self._skipped = self._skipped + (~finite).float()
+        self._in_a_row = torch.where(finite, 0, self._in_a_row + 1)
         self._steps, self._samples = self._steps + 1, self._samples + samples
         self._waited_s, self._took_s = self._waited_s + waited_s, self._took_s + took_s
 
     def finite(self, scaled: bool) -> bool:
-        """Whether all losses were finite, and the gradients too; a scaler may leave out some steps, but not all that are asked about."""
-        allowed = max(self._steps - 1, _FIRST_SCALES) if scaled else 0
-        return bool(torch.isfinite(distributed.mean(self._sums["loss"])) & (distributed.mean(self._skipped) <= allowed))
+        """Whether all losses were finite, and the gradients too; a scaler may leave out steps, but not `_MAX_IN_A_ROW`."""
+        skipped = self._in_a_row - _MAX_IN_A_ROW if scaled else self._skipped
+        return bool(torch.isfinite(distributed.mean(self._sums["loss"])) & (distributed.mean(skipped) <= 0))
 
     def values(self) -> dict[str, Any]:
         """Means since the last call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +13,18 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mobileclip.data.batch import Batch
 from mobileclip.data.shards import DamagedShard
-from mobileclip.data.source import Shard, find_shards, is_local, opened
+from mobileclip.data.source import Shard, is_local, opened
 from mobileclip.errors import InputError
-from mobileclip.models.clip import CLIP, parameter_counts
-from mobileclip.specs import get_spec
+from mobileclip.models.clip import parameter_counts
 from mobileclip.training import distributed
 from mobileclip.training.accumulation import accumulated_step
 from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
 from mobileclip.training.losses import ClipLoss
-from mobileclip.training.setup import DTYPES, make_loss, micro_batch, text_batch
+from mobileclip.training.scoring import evaluator
+from mobileclip.training.setup import DTYPES, check_teachers, make_loss, make_recipe, micro_batch, shards, start_model, text_batch
 from mobileclip.training.student import Student, freeze
+from mobileclip.training.texts import read_vocabulary
 
 _PROBE = 8
 """Samples of the trial step."""
@@ -32,16 +34,21 @@ _COUNTED_SHARDS = 64
 def plan(config: TrainConfig, device: str | None = None, processes: int = 1) -> dict[str, Any]:
     """Describe a run of so many processes and try one small step of it with made-up pictures.
 
+    What the run would refuse is refused, but for shards that cannot be found and evaluations without data: these are notes in `data`.
+
     Returns:
         Sections `model`, `data`, `text_pretraining` where there is one, `schedule`, `memory` (bytes, of one process) and `cost`, ready for
         JSON.
 
     Raises:
-        InputError: The parts of the config do not fit together.
+        InputError: The parts of the config do not fit together, or not to the data.
+        CheckpointError: `init` cannot be trained on.
     """
     place = torch.device(distributed.device_kind(device))
-    make_loss(config)
-    clip = CLIP(get_spec(config.model)).to(place)
+    loss = make_loss(config)
+    make_recipe(config)
+    check_teachers(config)
+    clip = start_model(config).to(place)
     freeze(clip, image="image" in config.freeze, text="text" in config.freeze)
     image, text = parameter_counts(clip)
     trained = sum(p.numel() for p in clip.parameters() if p.requires_grad)
@@ -50,11 +57,14 @@ def plan(config: TrainConfig, device: str | None = None, processes: int = 1) -> 
     student = Student(clip, dtype=DTYPES[config.precision])
     samples, per_step = config.steps * config.batch_size, config.batch_size
     size = micro_batch(config, processes)
-    pairs = 2 * (2 if config.data.captions == "both" else 1)  # of rows and columns: logits, their gradient and, with teachers, a target
-    matrices = pairs * (3 if config.loss.distillation else 2)
+    pairs = (2 if config.loss.kind == "clip" else 1) * (2 if config.data.captions == "both" else 1)  # of rows and columns
+    matrices = pairs * (3 if config.loss.distillation else 2)  # logits, their gradient and, with teachers, a target
     student.train()
     batch = _batch(config, student).to(place)
-    activations, flops, seconds = _try(student, lambda: accumulated_step(student, [batch], ClipLoss(), Tensor.backward), place)
+    activations, flops, seconds = _try(student, lambda: accumulated_step(student, [batch], loss, Tensor.backward), place)
+    widths = sum(t.width for t in config.loss.teachers if t.weight) if config.loss.distillation else 0
+    more_columns = config.batch_size - _PROBE  # than in the trial step: products of rows, the student's with two gradients
+    flops_per_sample = flops / _PROBE + pairs * more_columns * (6 * clip.spec.embed_dim + 2 * widths)
     weights = 4 * (image + text)
     data = _data(config)
     epochs = samples / data["samples"] if data["samples"] else None
@@ -92,8 +102,8 @@ def plan(config: TrainConfig, device: str | None = None, processes: int = 1) -> 
             "micro_batch": size,
         },
         "cost": {
-            "flops_per_sample": flops / _PROBE,
-            "flops": flops / _PROBE * samples,
+            "flops_per_sample": flops_per_sample,
+            "flops": flops_per_sample * samples,
             "samples_per_s_here": _PROBE / seconds,
             "hours_here": samples * seconds / _PROBE / 3600,
             "device": str(place),
@@ -106,7 +116,8 @@ def _batch(config: TrainConfig, student: Student) -> Batch:
     spec = student.clip.spec
     side, two = spec.preprocess.resolution, config.data.captions == "both"
     tokens = torch.full((_PROBE, spec.text.context), student.clip.text.end_token, dtype=torch.int32)
-    return Batch(torch.zeros(_PROBE, 3, side, side, dtype=torch.uint8), tokens, tokens if two else None)
+    rows = torch.ones(_PROBE, sum(t.width for t in config.loss.teachers)) if config.loss.distillation else None
+    return Batch(torch.zeros(_PROBE, 3, side, side, dtype=torch.uint8), tokens, tokens if two else None, rows, rows, rows)
 
 
 def _try(student: Student, compute: Callable[[], object], device: torch.device) -> tuple[int, int, float]:
@@ -152,18 +163,26 @@ class _Kept:
 
 def _data(config: TrainConfig) -> dict[str, Any]:
     """How much there is, as far as it lies on this machine; of many shards the first are counted."""
+    notes = [f"evaluations: {e.data} is not there" for e in config.evaluations if is_local(e.data) and not Path(e.data).exists()]
+    if not notes:
+        evaluator(config)
+    found: tuple[Shard, ...] = ()
     try:
-        shards = find_shards(config.data.shards, *config.data.join)
+        found = shards(config)
     except InputError as e:
-        return {"shards": 0, "samples": None, "bad": None, "note": str(e)}
-    local = [s for s in shards if all(is_local(p) for p in s.places)]
-    if len(local) < len(shards):
-        return {"shards": len(shards), "samples": None, "bad": None, "note": "remote: not counted"}
-    counted = local[:_COUNTED_SHARDS]
-    counts = [_count(shard) for shard in counted]
-    scale = len(shards) / len(counted)
-    note = "" if scale == 1 else f"estimated from the first {len(counted)} shards"
-    return {"shards": len(shards), "samples": round(scale * sum(c[0] for c in counts)), "bad": sum(c[1] for c in counts), "note": note}
+        notes.append(str(e))
+    if found and config.text_pretraining:
+        read_vocabulary(config)
+    local = [s for s in found if all(is_local(p) for p in s.places)]
+    counts: list[tuple[int, int]] = []
+    if len(local) < len(found):
+        notes.append("remote shards: not counted")
+    else:
+        counts = [_count(shard) for shard in local[:_COUNTED_SHARDS]]
+    if len(counts) < len(local) == len(found):
+        notes.append(f"estimated from the first {len(counts)} shards")
+    samples = round(len(found) / len(counts) * sum(c[0] for c in counts)) if counts else None
+    return {"shards": len(found), "samples": samples, "bad": sum(c[1] for c in counts) if counts else None, "note": "; ".join(notes)}
 
 
 def _count(shard: Shard) -> tuple[int, int]:

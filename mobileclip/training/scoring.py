@@ -52,10 +52,13 @@ def evaluator(config: TrainConfig) -> Evaluate | None:
     Raises:
         InputError: A data set or file that cannot be used.
     """
-    wanted = [
-        (e.name, open_dataset(e.data), tasks.task(e.task, e.label_field, e.labels_file, e.templates, e.where, e.text_field))
-        for e in config.evaluations
-    ]
+    wanted = []
+    for i, e in enumerate(config.evaluations):
+        try:
+            task = tasks.task(e.task, e.label_field, e.labels_file, e.templates, e.where, e.text_field)
+            wanted.append((e.name, open_dataset(e.data), task))
+        except InputError as error:
+            raise config.wrong(f"evaluations.{i}", f"{e.name}: {error}") from None
     if not wanted:
         return None
 

@@ -12,6 +12,7 @@ from mobileclip import checkpoints
 from mobileclip.data.augment import Policy
 from mobileclip.data.embeddings import ABOUT
 from mobileclip.data.loader import Recipe
+from mobileclip.data.source import Shard, find_shards
 from mobileclip.errors import CheckpointError, InputError
 from mobileclip.models.clip import CLIP
 from mobileclip.sources import weights_file
@@ -24,6 +25,11 @@ from mobileclip.training.optim import adamw
 from mobileclip.training.student import Student
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def deciding(config: TrainConfig) -> dict[str, Any]:
+    """All that decides the weights of a run: a state belongs to it alone."""
+    return config.deciding() | {"processes": distributed.world_size()}
 
 
 def start_model(config: TrainConfig) -> CLIP:
@@ -40,8 +46,11 @@ def start_model(config: TrainConfig) -> CLIP:
     path = Path(config.init)
     if not path.is_file():
         if len(path.parts) > 1 or path.suffix:
-            raise InputError(f"init: {path}: no such file; give a checkpoint file or the name of a variant")
-        path = weights_file(get_spec(config.init))
+            raise config.wrong("init", f"{path}: no such file; give a checkpoint file or the name of a variant")
+        try:
+            path = weights_file(get_spec(config.init))
+        except InputError as e:
+            raise config.wrong("init", str(e)) from None
     if state.is_name(path):
         weights = {n.removeprefix("clip."): t for n, t in state.load(path)["student"].items() if n.startswith("clip.")}
         fits = checkpoints.fitting({n: tuple(t.shape) for n, t in weights.items()}, spec)
@@ -64,7 +73,7 @@ def micro_batch(config: TrainConfig, processes: int | None = None) -> int:
     """
     world = processes or distributed.world_size()
     if config.batch_size % (world * config.accumulation):
-        raise InputError(f"batch_size {config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
+        raise config.wrong("batch_size", f"{config.batch_size} does not divide by {world} processes x {config.accumulation} micro-batches")
     return config.batch_size // world // config.accumulation
 
 
@@ -91,6 +100,21 @@ def make_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScal
     return torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
 
 
+def shards(config: TrainConfig) -> tuple[Shard, ...]:
+    """Where the samples are.
+
+    Raises:
+        InputError: There are none, or what is joined does not fit.
+    """
+    field = "data.shards"
+    try:
+        find_shards(config.data.shards)
+        field = "data.join"
+        return find_shards(config.data.shards, *config.data.join)
+    except InputError as e:
+        raise config.wrong(field, str(e)) from None
+
+
 def make_recipe(config: TrainConfig) -> Recipe:
     """How samples become examples."""
     data, spec = config.data, get_spec(config.model)
@@ -114,7 +138,7 @@ def text_batch(config: TrainConfig, processes: int | None = None) -> int:
     stage, world = config.text_pretraining, processes or distributed.world_size()
     size = stage.batch_size if stage else 0
     if size % (2 * world):
-        raise InputError(f"text_pretraining.batch_size {size} does not divide by 2 x {world} processes")
+        raise config.wrong("text_pretraining.batch_size", f"{size} does not divide by 2 x {world} processes")
     return size // world
 
 
@@ -138,4 +162,5 @@ def check_teachers(config: TrainConfig) -> None:
     for place in places if config.taught else ():
         stored = stored_teachers(Path(place))
         if stored is not None and (there := [str(t.get("name")) for t in stored]) != names:
-            raise InputError(f"loss.teachers: {', '.join(names)}, but {place} has rows of {', '.join(there)}; name them in that order")
+            told = f"{', '.join(names)}, but {place} has rows of {', '.join(there)}; name them in that order"
+            raise config.wrong("loss.teachers", told)

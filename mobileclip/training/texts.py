@@ -1,7 +1,7 @@
 """The text tower before the run proper: it learns how the teachers relate the texts of the data to each other, without pictures.
 
-A text costs nano's text tower a tenth of what a picture costs the image tower, and the tower meets far more texts than captions would
-bring it. Pairs of texts are distilled as pairs of picture and caption are (MobileCLIP, equation 3, arXiv 2311.17049), alone.
+A text costs nano's text tower a quarter of the operations of a picture in the image tower, and the tower meets far more texts than
+captions would bring it. Pairs of texts are distilled as pairs of picture and caption are (MobileCLIP, equation 3, arXiv 2311.17049), alone.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from mobileclip.data.batch import Rows
 from mobileclip.data.embeddings import read
 from mobileclip.data.samples import BadSample, Tally
 from mobileclip.data.shards import DamagedShard, Entry, read_entry
-from mobileclip.data.source import Shard, find_shards, is_local, opened
+from mobileclip.data.source import Shard, is_local, opened
 from mobileclip.data.vocabulary import Vocabulary
 from mobileclip.errors import GateError, InputError
 from mobileclip.models.clip import CLIP
 from mobileclip.tokenizer import Tokenizer
-from mobileclip.training import distributed
+from mobileclip.training import distributed, state
 from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
+from mobileclip.training.interruption import Interruption
 from mobileclip.training.losses import ClipLoss, Features, Teachers
 from mobileclip.training.meter import Meter
 from mobileclip.training.optim import Schedule, apply_gradients, set_learning_rate
-from mobileclip.training.setup import DTYPES, make_optimizer, make_scaler, make_teachers, stored_teachers, text_batch
+from mobileclip.training.setup import DTYPES, deciding, make_optimizer, make_scaler, make_teachers, shards, stored_teachers, text_batch
 from mobileclip.training.student import Student, freeze
 
 MAX_TEXTS, MAX_SAMPLES = 100_000, 200_000
@@ -54,8 +55,7 @@ def read_vocabulary(config: TrainConfig) -> Vocabulary | None:
     Raises:
         InputError: They are damaged, or by other teachers than the config's or the shards'.
     """
-    shards = find_shards(config.data.shards, *config.data.join)
-    folders = dict.fromkeys(Path(place).parent for shard in shards for place in shard.places if is_local(place))
+    folders = dict.fromkeys(Path(place).parent for shard in shards(config) for place in shard.places if is_local(place))
     folder = next((f for f in folders if (f / vocabulary.NAME).is_file()), None)
     if folder is None:
         return None
@@ -66,7 +66,9 @@ def read_vocabulary(config: TrainConfig) -> Vocabulary | None:
     wanted, there = [[t.name, t.width] for t in config.loss.teachers], [[name, width] for name, width, _ in found.teachers]
     if wanted != there:
         names = [", ".join(f"{name} ({width})" for name, width in teachers) for teachers in (wanted, there)]
-        raise InputError(f"loss.teachers: {names[0]}, but {path} is by {names[1]}; name them so, or remove it if the shards are by others")
+        raise config.wrong(
+            "loss.teachers", f"{names[0]}, but {path} is by {names[1]}; name them so, or remove it if the shards are by others"
+        )
     return found
 
 
@@ -83,7 +85,7 @@ def read_texts(config: TrainConfig) -> tuple[dict[str, NDArray[np.float32]], Tal
     found: dict[str, NDArray[np.float32]] = {}
     tally, max_bad, last = Tally(), config.data.max_bad, ""
     width = sum(t.width for t in config.loss.teachers)
-    with contextlib.closing(_entries(find_shards(config.data.shards, *config.data.join))) as entries:
+    with contextlib.closing(_entries(shards(config))) as entries:
         for entry in itertools.islice(entries, MAX_SAMPLES):
             if len(found) >= MAX_TEXTS:
                 break
@@ -104,9 +106,9 @@ def read_texts(config: TrainConfig) -> tuple[dict[str, NDArray[np.float32]], Tal
     return found, tally
 
 
-def _entries(shards: Sequence[Shard]) -> Generator[Entry]:
+def _entries(places: Sequence[Shard]) -> Generator[Entry]:
     """All samples; a shard that is none counts as a bad one."""
-    for shard in shards:
+    for shard in places:
         try:
             with opened(shard) as entries:
                 yield from entries
@@ -157,23 +159,34 @@ class _Pairs(nn.Module):
         return self.student.pair_texts(tokens)
 
 
-def pretrain_text(clip: CLIP, config: TrainConfig, progress: Callable[[str], None]) -> None:
-    """Teach the text tower in place. The same config, data and threads give the same weights.
+def pretrain_text(
+    clip: CLIP, config: TrainConfig, folder: Path, progress: Callable[[str], None], interruption: Interruption | None = None
+) -> None:
+    """Teach the text tower in place. The same config, data and threads give the same weights, however often it was interrupted.
 
     Args:
         clip: In train form, on its device; its image tower and its scale stay as they are.
-        config: Of the run, with `text_pretraining`; data, teachers, optimizer, precision and seed are the run's.
+        config: Of the run, with `text_pretraining`; data, teachers, optimizer, precision, seed and `save_every` are the run's.
+        folder: Of the run; the stage's states are left for the caller to remove.
         progress: Told how far it is.
+        interruption: Of the run.
 
     Raises:
-        InputError: The batch does not divide, too many samples are bad, or texts or words are not by these teachers.
-        StorageError: A shard cannot be fetched.
+        InputError: The batch does not divide, too many samples are bad, texts or words are not by these teachers, or a state in the
+            folder is of another config or of other texts.
+        StorageError: A shard cannot be fetched, or a state not be written.
         GateError: The loss is no longer finite.
+        KeyboardInterrupt: Interrupted; the state is saved.
     """
-    stage, teachers = config.text_pretraining, make_teachers(config)
-    assert stage is not None
+    tokens, rows, digest = _material(clip, config, progress)
+    _Lesson(clip, config, folder, progress).run(tokens, rows, digest, interruption or Interruption())
+
+
+def _material(clip: CLIP, config: TrainConfig, progress: Callable[[str], None]) -> tuple[Tensor, Tensor, str]:
+    """The texts' tokens (N, context) int32 and teachers' rows (N, D) float32, and a hash of all; words give tokens their start."""
+    teachers = make_teachers(config)
     assert teachers is not None, "the config has seen to it"
-    size, device = text_batch(config), clip.logit_scale.device
+    text_batch(config)  # before anything is read
     words = read_vocabulary(config)
     stored, tally = read_texts(config)
     if words:
@@ -181,7 +194,7 @@ def pretrain_text(clip: CLIP, config: TrainConfig, progress: Callable[[str], Non
         if config.init is None:
             spread_words(clip, words, teachers)
     if not stored:
-        raise InputError("text_pretraining: the data has no texts with teachers' embeddings; reinforce it with `mobileclip reinforce`")
+        raise config.wrong("text_pretraining", "the data has no texts with teachers' embeddings; reinforce it with `mobileclip reinforce`")
     told = f"text tower: {len(stored):,} texts, {len(words.words) if words else 0:,} of them words of the vocabulary"
     if tally.skipped:
         told += f"; {tally.skipped.total():,} of {tally.present:,} samples left out ({tally.reasons()})"
@@ -194,30 +207,88 @@ def pretrain_text(clip: CLIP, config: TrainConfig, progress: Callable[[str], Non
     if distributed.main_process():
         progress(told)
     tokens = torch.from_numpy(np.ascontiguousarray(Tokenizer.clip(clip.spec.text.context)(texts), np.int32))
-    taught = copy.deepcopy(clip)
-    freeze(taught, image=True)
-    if config.gradient_checkpointing:
-        checkpoint_blocks(taught)
-    student = Student(taught, dtype=DTYPES[config.precision])
-    student.train()
-    optimizer, max_norm = make_optimizer(student, config, stage.lr), config.optimizer.max_norm or math.inf
-    schedule, scaler, loss = Schedule(stage.steps, stage.steps // 10), make_scaler(config, device), ClipLoss(1.0, teachers)
-    forward = distributed.parallel(_Pairs(student))
-    meter = Meter(device)
-    for step in range(1, stage.steps + 1):
-        began = time.perf_counter()
-        drawn = np.random.default_rng((config.seed, _STREAM, step)).integers(len(texts), size=(2, distributed.world_size(), size // 2))
+    return tokens, rows, digest.hexdigest()
+
+
+class _Lesson:
+    """The loop, as the trainer's is, on a copy of the model with its image tower frozen."""
+
+    def __init__(self, clip: CLIP, config: TrainConfig, folder: Path, progress: Callable[[str], None]) -> None:
+        stage, device = config.text_pretraining, clip.logit_scale.device
+        assert stage is not None
+        self.clip, self.config, self.stage, self.folder, self.progress, self.device = clip, config, stage, folder, progress, device
+        taught = copy.deepcopy(clip)
+        freeze(taught, image=True)
+        if config.gradient_checkpointing:
+            checkpoint_blocks(taught)
+        self.taught, self.student = taught.text, Student(taught, dtype=DTYPES[config.precision])
+        self.student.train()
+        self.optimizer, self.scaler = make_optimizer(self.student, config, stage.lr), make_scaler(config, device)
+        self.schedule, self.loss = Schedule(stage.steps, stage.steps // 10), ClipLoss(1.0, make_teachers(config))
+        self.forward, self.meter, self.done = distributed.parallel(_Pairs(self.student)), Meter(device), 0
+
+    def run(self, tokens: Tensor, rows: Tensor, digest: str, interruption: Interruption) -> None:
+        """From the last state of these texts to the end, which is saved, too; the model has the result."""
+        self._resume(digest)
+        main = distributed.main_process()
+        with interruption:
+            for step in range(self.done + 1, self.stage.steps + 1):
+                self._step(step, tokens, rows)
+                interrupted, last = interruption.agreed(step, self.device), step == self.stage.steps
+                saves = step % self.config.save_every == 0 or interrupted or last
+                logs = step % max(self.stage.steps // _REPORTS, 1) == 0 or last
+                if logs or saves:
+                    self._judge(step)
+                if logs:
+                    values = self.meter.values()
+                    rate = f"divergence {values['kl']:.4f}, {values['samples_per_s']:.0f} texts/s"
+                    if main:
+                        self.progress(f"text tower: step {step:,} of {self.stage.steps:,}, {rate}")
+                if saves:
+                    saved = self._save(step, digest) if main else None
+                    if interrupted:
+                        interruption.leave(saved, self.progress)
+        self.clip.text.load_state_dict(self.taught.state_dict())
+
+    def _step(self, step: int, tokens: Tensor, rows: Tensor) -> None:
+        began, shape = time.perf_counter(), (2, distributed.world_size(), text_batch(self.config) // 2)
+        drawn = np.random.default_rng((self.config.seed, _STREAM, step)).integers(len(tokens), size=shape)
         mine = torch.from_numpy(drawn[:, distributed.rank()].reshape(-1))
-        set_learning_rate(optimizer, stage.lr * schedule(step - 1))
-        losses = loss(forward(tokens[mine].to(device)), Rows(*rows[mine].to(device).chunk(2)))
-        (scaler.scale(losses.loss) if scaler is not None else losses.loss).backward()
-        norm = apply_gradients(student, optimizer, max_norm=max_norm, scaler=scaler)
-        meter.add(losses.detached(), norm, stage.batch_size, 0.0, time.perf_counter() - began)
-        if step % max(stage.steps // _REPORTS, 1) == 0 or step == stage.steps:
-            if not meter.finite(scaler is not None):
-                raise GateError(f"the loss is no longer finite at step {step:,} of text_pretraining; lower its lr, or check the data")
-            values = meter.values()
-            rate = f"divergence {values['kl']:.4f}, {values['samples_per_s']:.0f} texts/s"
-            if distributed.main_process():
-                progress(f"text tower: step {step:,} of {stage.steps:,}, {rate}")
-    clip.text.load_state_dict(taught.text.state_dict())
+        set_learning_rate(self.optimizer, self.stage.lr * self.schedule(step - 1))
+        losses = self.loss(self.forward(tokens[mine].to(self.device)), Rows(*rows[mine].to(self.device).chunk(2)))
+        (self.scaler.scale(losses.loss) if self.scaler is not None else losses.loss).backward()
+        max_norm = self.config.optimizer.max_norm or math.inf
+        norm = apply_gradients(self.student, self.optimizer, max_norm=max_norm, scaler=self.scaler)
+        self.meter.add(losses.detached(), norm, self.stage.batch_size, 0.0, time.perf_counter() - began)
+
+    def _judge(self, step: int) -> None:
+        if not self.meter.finite(self.scaler is not None):
+            again = "check the data, or start in another folder with a lower text_pretraining.lr"
+            raise GateError(f"the loss is no longer finite at step {step:,} of text_pretraining; {again}")
+
+    def _save(self, step: int, digest: str) -> Path:
+        whole = {
+            "config": deciding(self.config),
+            "texts_sha256": digest,
+            "step": step,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+        }
+        return state.save(self.folder, step, whole, self.config.keep, "texts")
+
+    def _resume(self, digest: str) -> None:
+        found = state.newest(self.folder, deciding(self.config), "texts")
+        if not found:
+            return
+        path, stored = found
+        if stored.get("texts_sha256") != digest:
+            raise InputError(f"{path}: the texts of the data are others than then; put them back, or choose another folder with -o")
+        with state.taking_over(path):
+            self.done = stored["step"]
+            self.student.load_state_dict(stored["student"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(stored["scaler"])
+        if distributed.main_process():
+            self.progress(f"text tower: going on from step {self.done:,} of {self.stage.steps:,}")

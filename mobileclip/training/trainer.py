@@ -5,35 +5,43 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mobileclip import checkpoints
 from mobileclip.checkpoints import Checkpoint
 from mobileclip.data.loader import Loader
 from mobileclip.data.samples import Tally
-from mobileclip.data.source import find_shards
 from mobileclip.data.stream import Position
-from mobileclip.errors import CheckpointError, GateError, InputError, MissingToolError, one_line
+from mobileclip.errors import GateError, MissingToolError, one_line
 from mobileclip.files import locked, remove_stale
 from mobileclip.models.clip import CLIP
 from mobileclip.training import distributed, state
 from mobileclip.training.accumulation import accumulated_step
 from mobileclip.training.checkpointing import checkpoint_blocks
 from mobileclip.training.config import TrainConfig
+from mobileclip.training.interruption import Interruption
 from mobileclip.training.log import Log
 from mobileclip.training.meter import Meter, progress_line
 from mobileclip.training.optim import Schedule, apply_gradients, moving_average, set_learning_rate
-from mobileclip.training.setup import DTYPES, check_teachers, make_loss, make_optimizer, make_recipe, make_scaler, micro_batch, start_model
+from mobileclip.training.setup import (
+    DTYPES,
+    check_teachers,
+    deciding,
+    make_loss,
+    make_optimizer,
+    make_recipe,
+    make_scaler,
+    micro_batch,
+    shards,
+    start_model,
+)
 from mobileclip.training.student import Student, freeze
 from mobileclip.training.texts import pretrain_text
 
@@ -50,6 +58,8 @@ def train(
 ) -> dict[str, Any]:
     """Run, or go on with, a training run. The same config, data and threads give the same weights, however often it was interrupted.
 
+    From three processes on the weights of a run that went on are near, not equal: in its first step DDP adds in another order.
+
     Args:
         config: What to do.
         folder: For states, logs and the finished weights; holds one run.
@@ -65,7 +75,7 @@ def train(
         GateError: The loss is no longer finite; the last good state is named.
         StorageError: A state cannot be written; the one before stays.
         MissingToolError: torch.compile has no compiler that works.
-        KeyboardInterrupt: Interrupted; everything is saved, but what `text_pretraining` has not yet finished.
+        KeyboardInterrupt: Interrupted; everything is saved.
     """
     with _threads(config.threads):
         place = distributed.init(device)
@@ -107,9 +117,12 @@ class _Run:
         check_teachers(config)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        found, self.interruption = state.newest(folder, deciding(config)), Interruption()
+        if not found:
+            state.newest(folder, deciding(config), "texts")  # a lesson of another config stays what it is
         clip = start_model(config).to(device)
-        if config.text_pretraining and not state.saved_steps(folder):
-            pretrain_text(clip, config, progress)
+        if config.text_pretraining and not found:
+            pretrain_text(clip, config, folder, progress, self.interruption)
             gc.collect()  # its copy of the model and its optimizer refer to each other
         freeze(clip, image="image" in config.freeze, text="text" in config.freeze)
         self.ema = moving_average(clip, config.ema) if config.ema is not None else None
@@ -124,36 +137,27 @@ class _Run:
         self.scaler = make_scaler(config, device)
         self.loss = make_loss(config)
         self.loader = Loader(
-            {"shards": find_shards(config.data.shards, *config.data.join), "seed": config.seed, "window": config.data.window,
+            {"shards": shards(config), "seed": config.seed, "window": config.data.window,
              "rank": distributed.rank(), "world": world},
             make_recipe(config), config.batch_size // world, config.data.workers, config.data.max_bad,
         )  # fmt: skip
-        self.step = 0
-        self._resume()
+        self.step = self.judged = 0
+        """Steps that were made, and the last one whose loss is known to be finite."""
+        if found:
+            self._resume(*found)
         forward: nn.Module = torch.compile(self.student) if config.compile else self.student  # type: ignore[assignment]
         self._forward = distributed.parallel(forward)
-        self._interrupted = False
 
     # --- state ---------------------------------------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        steps = state.saved_steps(self.folder)
-        if any(found != steps for found in distributed.objects(steps)):
-            raise InputError(f"{self.folder}: the processes see different states there; it must be one folder for all machines")
-        if not steps:
-            return
-        path = state.path_of(self.folder, steps[-1])
-        stored = state.load(path)
-        state.check_same_run(path, stored, self._deciding)
-        try:
+    def _resume(self, path: Path, stored: state.State) -> None:
+        with state.taking_over(path):
             self._take_over(stored)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
-            raise CheckpointError(f"{path}: is damaged ({type(e).__name__}); remove it to go on from the one before") from e
         if distributed.main_process():
             self.progress(f"going on from step {self.step:,} of {self.config.steps:,}")
 
     def _take_over(self, stored: state.State) -> None:
-        self.step = stored["step"]
+        self.step = self.judged = stored["step"]
         self.student.load_state_dict(stored["student"])
         self.optimizer.load_state_dict(stored["optimizer"])
         if self.ema is not None:
@@ -164,10 +168,6 @@ class _Run:
         torch.set_rng_state(mine["rng"])
         self.loader.position = Position(*mine["position"])
         self.loader.tally = Tally(mine["seen"], Counter(mine["skipped"]))
-
-    @property
-    def _deciding(self) -> dict[str, Any]:
-        return self.config.deciding() | {"processes": distributed.world_size()}
 
     def _save(self) -> Path | None:
         """Write the state of this step; each process adds what is its own."""
@@ -181,7 +181,7 @@ class _Run:
         if not distributed.main_process():
             return None
         whole = {
-            "config": self._deciding,
+            "config": deciding(self.config),
             "step": self.step,
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -195,15 +195,17 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         """From the current step to the last."""
-        log = Log(self.folder, self.step, self.config.deciding()) if distributed.main_process() else None
+        log = Log(self.folder, self.step, self.config.deciding(), self.progress) if distributed.main_process() else None
         batches = iter(self.loader)
         meter = Meter(self.device)
         self.student.train()
         values: dict[str, Any] = {}
         try:
-            with self._signals():
+            with self.interruption:
                 if self.config.text_pretraining and not state.saved_steps(self.folder):
                     self._save()  # what is behind it need not be done again
+                if log:
+                    state.remove(self.folder, "texts")
                 while self.step < self.config.steps:
                     began = time.perf_counter()
                     batch = next(batches)
@@ -220,6 +222,7 @@ class _Run:
                     values = self._after_step(meter, log) or values
             if self.step % self.config.save_every:
                 self._save()
+            self.loader.check(self._tally())  # a short run was not judged yet; where more is allowed it goes on from here
             scores = self._finish(log)
             return values | scores if log else {}
         finally:
@@ -233,14 +236,9 @@ class _Run:
     def _after_step(self, meter: Meter, log: Log | None) -> dict[str, Any] | None:
         config, step, last = self.config, self.step, self.step == self.config.steps
         logs, saves = step % config.log_every == 0 or last, step % config.save_every == 0
-        interrupted = self._agreed_interruption()
-        if (logs or saves or interrupted or self.device.type == "cpu") and not meter.finite(self.scaler is not None):
-            good = state.saved_steps(self.folder)
-            where, again = "no state was saved yet", ""
-            if good:
-                where = f"the last good state is {state.path_of(self.folder, good[-1])}"
-                again = "go on in another folder with that state as init and "
-            raise GateError(f"the loss is no longer finite at step {step:,}; {where}; check the data, or {again}lower optimizer.lr")
+        interrupted = self.interruption.agreed(step, self.device)
+        if logs or saves or interrupted or self.device.type == "cpu":
+            self._judge(meter)
         values = None
         if logs:
             values = self._values(meter)
@@ -250,17 +248,28 @@ class _Run:
         if saves or interrupted:
             path = self._save()
             if interrupted:
-                distributed.barrier()  # torchrun ends all processes as soon as one has ended
-                if path:
-                    self.progress(f"saved {path}; run the same command to go on")
-                raise KeyboardInterrupt
+                self.interruption.leave(path, self.progress)
         if config.evaluate_every and step % config.evaluate_every == 0 and not last:
             self._evaluate(log)
         return values
 
+    def _judge(self, meter: Meter) -> None:
+        """See that the losses are finite. A state is good if a later step than its own was: before that nothing has tried its weights."""
+        if meter.finite(self.scaler is not None):
+            self.judged = self.step
+            return
+        good, taught = [step for step in state.saved_steps(self.folder) if step < self.judged], self.config.text_pretraining
+        if good:
+            where = f"the last good state is {state.path_of(self.folder, good[-1])}"
+            with_it = "that state as init, text_pretraining: null" if taught else "that state as init"
+            again = f"go on in another folder with {with_it} and a lower optimizer.lr"
+        else:
+            where = "no state that is known to be good was saved"
+            again = f"start in another folder with a lower optimizer.lr{' or text_pretraining.lr' if taught else ''}"
+        raise GateError(f"the loss is no longer finite at step {self.step:,}; {where}; check the data, or {again}")
+
     def _values(self, meter: Meter) -> dict[str, Any]:
-        tally = sum(distributed.objects(self.loader.tally), Tally())
-        values = meter.values()
+        tally, values = self._tally(), meter.values()
         return values | {
             "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             "logit_scale": float(self.student.clip.logit_scale.detach().exp()),
@@ -269,6 +278,10 @@ class _Run:
             "seen": tally.seen,
             "skipped": dict(tally.skipped),
         }
+
+    def _tally(self) -> Tally:
+        """Of all processes."""
+        return sum(distributed.objects(self.loader.tally), Tally())
 
     @property
     def _averaged(self) -> CLIP | None:
@@ -296,36 +309,6 @@ class _Run:
                 checkpoints.save(as_checkpoint(model), self.folder / name)
                 paths[name.removesuffix(".safetensors")] = str(self.folder / name)
         return {**self._evaluate(log), **paths, "step": self.step}
-
-    # --- interruption --------------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and a scheduler's SIGTERM end the run between two steps; a second one at once."""
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-
-        try:
-            before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: the caller handles signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, previous in before.items():
-                signal.signal(number, previous)
-
-    def _agreed_interruption(self) -> bool:
-        """Whether any process was told to stop; with several, all ask at the same steps."""
-        if not dist.is_initialized():
-            return self._interrupted
-        if self.step % 2:  # on a GPU the answer has to be waited for
-            return False
-        told = torch.tensor(float(self._interrupted), device=self.device)
-        return bool(distributed.mean(told) > 0)
 
 
 def as_checkpoint(model: CLIP) -> Checkpoint:

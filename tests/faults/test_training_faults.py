@@ -1,24 +1,35 @@
-"""What goes wrong around a training run: full disks, teachers that are missing or do not fit, hostile shards."""
+"""What goes wrong around a training run: kill -9, a second trainer, full disks, teachers that are missing or do not fit, hostile shards."""
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mobileclip.data.augment import Policy, draw
 from mobileclip.data.embeddings import Reinforcement, write
 from mobileclip.data.shards import write_shard
 from mobileclip.errors import GateError, InputError, StorageError
-from mobileclip.training import state
+from mobileclip.specs import REGISTRY
+from mobileclip.training import state, trainer
 from mobileclip.training.log import read_log
 from mobileclip.training.trainer import train
-from tests.training.conftest import picture, settings
+from tests.training.conftest import digests, exit_code, forked, picture, settings
+from tests.training.toys import TRAINABLE, parts_that_differ
 
+SEED = 20261
 WIDTH, VIEWS = 6, 2
 TEACHER = {"distillation": 0.5, "teachers": [{"name": "t", "width": WIDTH}]}
 
@@ -42,9 +53,99 @@ def sample(index: int, of: Reinforcement | None = None) -> tuple[str, dict[str, 
     return f"{index:032x}", {"png": picture(index), "txt": b"a caption"} | (write(of, "fp32") if of else {})
 
 
-def distilled(folder: Path, **changes: object):
-    data = {"shards": [str(folder)], "augmentation": "stored", "captions": "both", "workers": 0, "max_bad": 0.5}
+def distilled(folder: Path, workers: int = 0, **changes: object):
+    data = {"shards": [str(folder)], "augmentation": "stored", "captions": "both", "workers": workers, "max_bad": 0.5}
     return settings(folder, data=data, loss=TEACHER, **changes)
+
+
+def group_exists(number: int) -> bool:
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def draw_each_step(step: str) -> None:
+    if step.startswith("step "):
+        torch.rand(1)
+
+
+@pytest.mark.parametrize(("reinforces", "kills"), [(False, 3), (True, 3), pytest.param(True, 50, marks=pytest.mark.slow)])
+def test_kill_at_random_moments(reinforces, kills, tmp_path, monkeypatch):
+    """Runs are killed, and go on to be killed again, until they have ended, each to the bit as one that nobody killed."""
+    monkeypatch.setitem(REGISTRY, "mobileclip_nano", TRAINABLE)
+    for n in range(3):
+        write_shard(tmp_path / f"{n}.tar", [sample(i, reinforced(i)) for i in range(8 * n, 8 * n + 8)])
+    changes = {"schedule": {"samples": 64, "warmup_steps": 2}, "save_every": 3}
+    config = settings(tmp_path, data={"shards": [str(tmp_path)], "workers": 1}, **changes)
+    if reinforces:
+        config = distilled(tmp_path, workers=1, precision="fp16", **changes)
+        # grows until it is too large every few steps, so that the run depends on it
+        monkeypatch.setattr(trainer, "make_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=2))
+    train(config, tmp_path / "whole", progress=draw_each_step)
+    expected = state.load(state.path_of(tmp_path / "whole", 16))
+
+    def start(folder: Path) -> int:
+        return forked(lambda: train(config, folder, progress=draw_each_step))
+
+    def check(folder: Path) -> None:
+        assert parts_that_differ(state.load(state.path_of(folder, 16)), expected) == []
+        assert digests(folder) == digests(tmp_path / "whole")
+        assert [line["step"] for line in read_log(folder)] == list(range(1, 17))
+        assert not list(folder.glob(".mobileclip-tmp-*"))
+
+    began = time.monotonic()
+    assert exit_code(start(tmp_path / "timed")) == 0
+    duration_s = time.monotonic() - began
+    check(tmp_path / "timed")
+    draw = random.Random(SEED)
+    run, steps, children = 0, [], []
+    while len(steps) < kills:
+        folder = tmp_path / f"run{run}"
+        child = start(folder)
+        children.append(child)
+        time.sleep(draw.uniform(0, duration_s))
+        os.kill(child, signal.SIGKILL)
+        code = exit_code(child)
+        if code == -signal.SIGKILL:
+            steps.append(max((line["step"] for line in read_log(folder)), default=0))
+        else:  # it was faster
+            assert code == 0
+            check(folder)
+            run += 1
+    assert exit_code(start(folder)) == 0
+    check(folder)
+    assert len(set(steps)) > kills / 5, "the moments are not all over the run"
+    until = time.monotonic() + 20
+    while left := [child for child in children if group_exists(child)]:
+        assert time.monotonic() < until, f"workers of the killed trainers {left} do not end"
+        time.sleep(0.5)
+
+
+def test_two_trainers_in_one_folder(tmp_path):
+    """The second command ends with a line of error; the first one, which stands still meanwhile, ends as if alone."""
+    write_shard(tmp_path / "0.tar", [sample(i) for i in range(8)])
+    config = settings(tmp_path, schedule={"samples": 40, "warmup_steps": 1})
+    (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "mobileclip", "train", tmp_path / "run.yaml", "-o", tmp_path / "run"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        next(line for line in first.stderr if line.startswith("step "))
+        first.send_signal(signal.SIGSTOP)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        first.send_signal(signal.SIGCONT)
+        error = first.communicate(timeout=120)[1]
+    finally:
+        first.kill()
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith("another process works there; wait for it, or choose another folder with -o")
+    assert first.returncode == 0, error
+    train(config, tmp_path / "alone", progress=silent)
+    assert digests(tmp_path / "run") == digests(tmp_path / "alone")
+    assert [line["step"] for line in read_log(tmp_path / "run")] == list(range(1, 11))
 
 
 @contextmanager
@@ -119,5 +220,5 @@ def test_hostile_embeddings_and_shards_are_skipped_and_counted(tmp_path):
 def test_loss_of_a_teacher_that_is_not_finite_stops_the_run(tmp_path):
     write_shard(tmp_path / "0.tar", [sample(i, reinforced(i)) for i in range(8)])
     config = distilled(tmp_path, optimizer={"lr": 1e30, "max_norm": None}, schedule={"samples": 40, "warmup_steps": 0}, save_every=1)
-    with pytest.raises(GateError, match=r"the last good state is .*state-"):
+    with pytest.raises(GateError, match="no longer finite at step 2; no state that is known to be good"):
         train(config, tmp_path / "run", progress=silent)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+import signal
+import traceback
 from pathlib import Path
 
 import pytest
@@ -46,3 +50,30 @@ def settings(shards, **changes):
         "log_every": 1, "save_every": 2,
     }  # fmt: skip
     return TrainConfig.model_validate(value | changes)
+
+
+def digests(folder):
+    """Of the weights that a run leaves."""
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.safetensors", "model-ema.safetensors")]
+
+
+def forked(function, *arguments):
+    """Call it in a process and process group of its own; it ends with 0, or with 1 after an error. Returns the id of both."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            signal.alarm(300)
+            function(*arguments)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def exit_code(pid):
+    """Of a forked process once it has ended, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

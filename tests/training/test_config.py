@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from mobileclip.data.shards import write_shard
 from mobileclip.errors import InputError
-from mobileclip.training.config import load_config
+from mobileclip.training.config import TrainConfig, load_config
 from mobileclip.training.losses import ClipLoss
 from mobileclip.training.optim import Schedule
 from mobileclip.training.setup import make_loss, make_recipe
+from mobileclip.training.trainer import train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 # name: batch size, steps, lambda, (scales of the teachers), warm-up, decay, least rate, all from the papers' tables and scripts
@@ -65,6 +67,7 @@ def test_defaults(tmp_path):
     path.write_text(GOOD + "optimizer: {lr: 5e-4}\n")
     config = load_config(path)
     assert (config.steps, config.optimizer.lr, config.optimizer.weight_decay) == (100, 5e-4, 0.2)
+    assert load_config(path, ["data.max_bad=1%"]) == config == TrainConfig.model_validate(config.model_dump())
 
 
 @pytest.mark.parametrize(
@@ -74,10 +77,12 @@ def test_defaults(tmp_path):
         (("batch_size: 10", "batchsize: 10"), ":6: batchsize: Extra inputs are not permitted"),
         (("  shards: [data]", "  shards: []"), ":4: data.shards: "),
         (("  shards: [data]", "  shards: [data]\n  max_bad: 2"), ":5: data.max_bad: "),
+        (("  shards: [data]", "  shards: [data]\n  max_bad: 200%"), ":5: data.max_bad: Input should be less than or equal to 1"),
+        (("  shards: [data]", "  shards: [data]\n  max_bad: x%"), ":5: data.max_bad: is not a share; write for example 1% or 0.01"),
         (("model: mobileclip_nano", "model: mobileclip_nono"), ":2: model: unknown model 'mobileclip_nono'; did you mean"),
         (("model: mobileclip_nano\n", ""), "model: Field required"),
-        (("warmup_steps: 1", "warmup_steps: 101"), "warm-up and decay are longer than the 100 steps"),
-        (("batch_size: 10", "batch_size: 10\nloss: {distillation: 1.0}"), "needs data.augmentation: stored"),
+        (("warmup_steps: 1", "warmup_steps: 101"), ":5: schedule.warmup_steps: warm-up and decay are longer than the 100 steps"),
+        (("batch_size: 10", "batch_size: 10\nloss: {distillation: 1.0}"), ":3: data.augmentation: loss.distillation needs `stored` here"),
         (("schema_version: 1", "schema_version: 2"), ":1: schema_version: "),
         (("batch_size: 10", "batch_size: 10\nbatch_size: 11"), ":7: batch_size is there twice"),
         (("batch_size: 10", "batch_size: .nan"), ":6: batch_size: "),
@@ -85,15 +90,34 @@ def test_defaults(tmp_path):
         (("[data]", "[data"), "is not YAML"),
         (("shards: [data]", "shards: &a [*a]"), "anchors"),
         (("batch_size: 10", "batch_size: !!python/object/apply:os.system [exit]"), ""),
-        (("batch_size: 10", "compile: true\ngradient_checkpointing: true\nbatch_size: 10"), "do not go together"),
+        (
+            ("batch_size: 10", "compile: true\ngradient_checkpointing: true\nbatch_size: 10"),
+            ":6: compile: does not go together with gradient_checkpointing",
+        ),
         (("  shards: [data]", "  shards: [data]\n  synthetic_keys: ("), ":5: data.synthetic_keys: is no regular expression"),
         (("batch_size: 10", "optimizer: {betas: [0.9, 1.0]}\nbatch_size: 10"), ":6: optimizer.betas"),
         (("batch_size: 10", "batch_size: !!int abc"), "not a value of its type"),
         (("batch_size: 10", "batch_size: 2024-13-45"), "not a value of its type"),
-        (("batch_size: 10", "freeze: [image, text]\nbatch_size: 10"), "nothing to train"),
+        (("batch_size: 10", "freeze: [image, text]\nbatch_size: 10"), ":6: freeze: with both towers frozen there is nothing to train"),
+        (
+            ("schedule: {samples: 1_000, warmup_steps: 1}", "schedule:\n  samples: 1_000\n  warmup_steps: 1\n  min_lr: 0.5"),
+            ":8: schedule.min_lr: 0.5 is above optimizer.lr",
+        ),
+        (
+            ("schedule: {samples: 1_000, warmup_steps: 1}", "schedule:\n  samples: 1_000\n  warmup_steps: 1\n  decay_steps: 100"),
+            ":8: schedule.decay_steps: warm-up",
+        ),
+        (
+            ("batch_size: 10", "loss:\n  teachers: [{name: a, width: 2, weight: 0}]\nbatch_size: 10"),
+            ":7: loss.teachers: all have the weight 0",
+        ),
+        (
+            ("[data]", "[data]\n  augmentation:\n    scale: [1.0, 0.5]"),
+            ":6: data.augmentation.scale: write the lower and the upper end, both above 0 and at most 1, not [1.0, 0.5]",
+        ),
         (("batch_size: 10", "optimizer: {lr: 1e300}\nbatch_size: 10"), ":6: optimizer.lr: Input should be less than"),
         (("batch_size: 10", "threads: 1_000_000_000\nbatch_size: 10"), ":6: threads: Input should be less than"),
-        (("batch_size: 10", "evaluations: [{name: a, data: b}, {name: a, data: c}]\nbatch_size: 10"), "evaluations: two have one name"),
+        (("batch_size: 10", "evaluations: [{name: a, data: b}, {name: a, data: c}]\nbatch_size: 10"), ":6: evaluations: two have one name"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):
@@ -103,6 +127,26 @@ def test_what_is_wrong_is_named(tmp_path, change, message):
         load_config(path)
     assert message in str(e.value)
     assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "changes", "message"),
+    [
+        ("batch_size: 10\naccumulation: 3", [], "run.yaml:6: batch_size: 10 does not divide by 1 processes x 3 micro-batches"),
+        ("batch_size: 10", ["accumulation=3", "batch_size=11"], "--set: batch_size: 11 does not divide"),
+        ("batch_size: 10\ninit: gone.pt", [], "run.yaml:7: init: gone.pt: no such file"),
+        ("batch_size: 10\ninit: mobileclip_nono", [], "run.yaml:7: init: unknown model 'mobileclip_nono'"),
+        ("batch_size: 10", [], "run.yaml:4: data.shards: data: no such shard or table"),
+        ("batch_size: 10", ["data.shards=[run.tar]", "data.join=[[gone.tar]]"], "--set: data.join: gone.tar: no such shard or table"),
+    ],
+)
+def test_what_turns_out_wrong_later_is_named_too(tmp_path, monkeypatch, lines, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(GOOD.replace("batch_size: 10", lines))
+    write_shard(tmp_path / "run.tar", [])
+    with pytest.raises(InputError) as e:
+        train(load_config(Path("run.yaml"), changes), tmp_path / "run", progress=print)
+    assert str(e.value).startswith(message)
 
 
 def test_fields_are_set_instead(tmp_path):
@@ -119,6 +163,7 @@ def test_fields_are_set_instead(tmp_path):
         ("=3", "write FIELD=VALUE"),
         ("seed=[", "the value is not YAML"),
         ("seed=-1", "--set: seed: Input should be greater"),
+        ("data={shards: [x], window: 0}", "--set: data.window: Input should be greater"),
         ("optimizer.ir=1", "--set: optimizer.ir: Extra inputs are not permitted"),
         ("seed.x=1", "Input should be a valid integer"),
         ("model.x=1", "model is no group of fields"),

@@ -11,10 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
-from toys import TINY
+from toys import TINY, TRAINABLE, parts_that_differ
 
+from mobileclip import checkpoints, hub, names
+from mobileclip.checkpoints import recipe_checkpoint
 from mobileclip.data.augment import Policy
-from mobileclip.errors import InputError, MissingToolError
+from mobileclip.errors import CheckpointError, GateError, InputError, MissingToolError
 from mobileclip.models.clip import CLIP
 from mobileclip.specs import REGISTRY
 from mobileclip.training import distributed, state, trainer
@@ -32,7 +34,7 @@ TEACHERS = [{"name": "a", "width": 3, "scale": 7, "bias": -1, "weight": 2}, {"na
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(REGISTRY, "mobileclip_nano", replace(TINY, text=replace(TINY.text, vocabulary=49408)))
+        patch.setitem(REGISTRY, "mobileclip_nano", TRAINABLE)
         yield
 
 
@@ -132,6 +134,33 @@ def test_starts_from_a_state_of_either_form(shards, tmp_path, monkeypatch):
         assert all(torch.equal(t, student.clip.state_dict()[n]) for n, t in started.state_dict().items())
 
 
+def test_starts_from_published_weights(shards, tmp_path, monkeypatch):
+    """In Apple's own form, by the name of the variant or of the file, and the run keeps that form; fused ones are refused."""
+    small = replace(TRAINABLE, name="mobileclip_s1", native=replace(TRAINABLE.open_clip, head_bias=False))
+    spec = replace(small, published_form="native", weights=REGISTRY["mobileclip_s1"].weights)
+    monkeypatch.setitem(REGISTRY, spec.name, spec)
+    files = {(spec.weights.repo_id, spec.weights.filename): tmp_path / "mobileclip_s1.pt"}
+    monkeypatch.setattr(hub, "cached", lambda *asked: files.get(asked))
+    config = settings(shards, model=spec.name, init=spec.name)
+    path, published = tmp_path / "mobileclip_s1.pt", recipe_checkpoint(spec)
+    checkpoints.save(published, path)
+    assert all(names.is_native(n) for n in torch.load(path, weights_only=True) if n != "logit_scale")
+    for init in (spec.name, str(path)):
+        started = start_model(config.model_copy(update={"init": init}))
+        assert started.form == "native"
+        assert all(torch.equal(t, published.state[n]) for n, t in started.state_dict().items())
+    train(config, tmp_path / "run", progress=silent)
+    trained = checkpoints.load(tmp_path / "run/model.safetensors")
+    assert (trained.spec, trained.form, trained.fused) == (spec, "native", False)
+    assert any(not torch.equal(t, published.state[n]) for n, t in trained.state.items())
+    checkpoints.save(checkpoints.fused(published), path)
+    with pytest.raises(CheckpointError, match=r"mobileclip_s1.pt: is fused for inference, its training branches are gone; start from the"):
+        train(config, tmp_path / "fused", progress=silent)
+    files.clear()
+    with pytest.raises(InputError, match="its weights are not here yet; run `mobileclip pull mobileclip_s1`"):
+        start_model(config)
+
+
 def test_weights_that_are_not_there(shards):
     with pytest.raises(InputError, match=r"init: weights/none.pt: no such file; give a checkpoint file or the name of a variant"):
         start_model(settings(shards, init="weights/none.pt"))
@@ -215,14 +244,6 @@ def test_a_compiler_that_is_missing_is_named(shards, tmp_path, monkeypatch):
         train(settings(shards, compile=True), tmp_path, progress=silent)
 
 
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 @pytest.mark.parametrize("change", [{"precision": "fp16"}, {"loss": {"kind": "siglip"}, "accumulation": 2, "ema": None}], ids=str)
 def test_going_on_brings_everything_back(shards, tmp_path, change):
     """The last state of a run that was cut is that of one that was not: optimizer, scaler, random numbers, position and counts."""
@@ -243,7 +264,7 @@ def test_going_on_brings_everything_back(shards, tmp_path, change):
     assert state.saved_steps(tmp_path / "cut")[0] in (3, 4)
     run("cut")
     whole, cut = (state.load(state.path_of(tmp_path / name, 6)) for name in ("whole", "cut"))
-    assert [part for part in whole if not same(whole[part], cut[part])] == []
+    assert parts_that_differ(whole, cut) == []
     assert bool(whole["scaler"]) == (config.precision == "fp16")
 
 
@@ -274,3 +295,13 @@ def test_a_scaler_may_leave_out_steps(shards, tmp_path, monkeypatch):
     train(settings(shards, precision="fp16"), tmp_path, progress=silent)
     assert read_log(tmp_path)[0]["skipped_steps"] == 1
     assert make_scaler(settings(shards), torch.device("cpu")) is None
+
+
+def test_a_scaler_that_leaves_out_every_step_ends_the_run(shards, tmp_path, monkeypatch):
+    """Whether or not something was logged meanwhile: nothing would ever be learned."""
+    monkeypatch.setattr(
+        trainer, "make_scaler", lambda config, device: torch.amp.GradScaler("cpu", init_scale=2.0**100, backoff_factor=0.99)
+    )
+    config = settings(shards, precision="fp16", log_every=7, schedule={"samples": 120, "warmup_steps": 1})
+    with pytest.raises(GateError, match="no longer finite at step 21;"):
+        train(config, tmp_path, progress=silent)

@@ -133,11 +133,11 @@ def test_words_start_at_the_teachers_principal_components(reinforced):
     assert spread.var(0)[0] == max(spread.var(0))
 
 
-def test_the_text_tower_alone_is_taught(reinforced):
+def test_the_text_tower_alone_is_taught(reinforced, tmp_path):
     config = config_of(reinforced, text_pretraining={"texts": 3200, "batch_size": 32})
     told = []
     clip, start = start_model(config), start_model(config)
-    pretrain_text(clip, config, told.append)
+    pretrain_text(clip, config, tmp_path / "first", told.append)
     for name, tensor in clip.state_dict().items():
         if not name.startswith("text."):
             assert torch.equal(tensor, start.state_dict()[name]), name
@@ -148,7 +148,7 @@ def test_the_text_tower_alone_is_taught(reinforced):
     assert len(divergences) == 20
     assert divergences[-1] < 0.75 * divergences[0]
     again = start_model(config)
-    pretrain_text(again, config, silent)
+    pretrain_text(again, config, tmp_path / "second", silent)
     assert all(torch.equal(a, b) for a, b in zip(clip.state_dict().values(), again.state_dict().values(), strict=True))
 
 
@@ -156,7 +156,7 @@ def test_without_a_vocabulary_the_captions_are_taught(captions_alone):
     config = config_of(captions_alone)
     assert read_vocabulary(config) is None
     clip = start_model(config)
-    pretrain_text(clip, config, silent)
+    pretrain_text(clip, config, captions_alone / "run", silent)
     assert not torch.equal(clip.text.text_projection, start_model(config).text.text_projection)
 
 
@@ -168,7 +168,7 @@ def test_weights_to_start_from_keep_their_tokens(reinforced, tmp_path):
     )
     clip = start_model(config)
     before = clip.text.token_embedding.weight.detach().clone()
-    pretrain_text(clip, config, silent)
+    pretrain_text(clip, config, tmp_path / "second", silent)
     torch.testing.assert_close(clip.text.token_embedding.weight, before, atol=1e-6, rtol=0)
 
 
@@ -186,11 +186,11 @@ def killed(config, folder, moment):
         def die():
             os.kill(os.getpid(), signal.SIGKILL)
 
-        def saving(*arguments):
-            if moment == "before the first state":
+        def saving(folder, step, *others):
+            if step == 0 and moment == "before the first state":
                 die()
-            path = save(*arguments)
-            if moment == "behind the first state":
+            path = save(folder, step, *others)
+            if step == 0 and moment == "behind the first state":
                 die()
             return path
 
@@ -203,19 +203,57 @@ def killed(config, folder, moment):
 
 
 @pytest.mark.parametrize(
-    ("moment", "saved"),
-    [("text tower: step 2 of 4", []), ("before the first state", []), ("behind the first state", [0]), ("step 3 of 6", [0, 2])],
-)
-def test_killed(reinforced, whole, tmp_path, moment, saved):
-    """Around the state of step 0: before it all is done again, behind it nothing; the run that goes on ends with the same bytes."""
+    ("save_every", "moment", "texts", "saved"),
+    [
+        (2, "text tower: step 1 of 4", [], []), (2, "text tower: step 3 of 4", [2], []), (1000, "before the first state", [4], []),
+        (2, "behind the first state", [2, 4], [0]), (2, "step 3 of 6", [], [0, 2]),
+    ],
+)  # fmt: skip
+def test_killed(reinforced, whole, tmp_path, save_every, moment, texts, saved):
+    """In the text tower's lesson and behind it: the run that goes on does no more than it must, and ends with the same bytes."""
     torch.set_num_threads(1)
-    killed(config_of(reinforced), tmp_path, moment)
-    assert state.saved_steps(tmp_path) == saved
+    killed(config_of(reinforced, save_every=save_every), tmp_path, moment)
+    assert (state.saved_steps(tmp_path, "texts"), state.saved_steps(tmp_path)) == (texts, saved)
     told = []
     train(config_of(reinforced), tmp_path, progress=told.append)
     assert any(line.startswith("text tower") for line in told) != bool(saved)
+    going_on = [line for line in told if line.startswith("text tower: going on")]
+    assert going_on == ([f"text tower: going on from step {texts[-1]} of 4"] if texts and not saved else [])
     assert digests(tmp_path) == digests(whole)
     assert not list(tmp_path.glob(".mobileclip-tmp-*"))
+    assert not state.saved_steps(tmp_path, "texts"), "they have served"
+
+
+@pytest.mark.parametrize(("met", "stage", "saved"), [(1, "texts", [2]), (4, "state", [0, 1])])
+def test_interrupted_in_the_lesson(reinforced, whole, tmp_path, met, stage, saved):
+    """Ctrl-C saves the next step, also where that is one of the run proper, and the run goes on behind it."""
+    torch.set_num_threads(1)
+    told, folder = [], tmp_path / "run"
+
+    def interrupt(step):
+        told.append(step)
+        if step.startswith(f"text tower: step {met} of 4"):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(reinforced), folder, progress=interrupt)
+    assert state.saved_steps(folder, stage) == saved
+    assert told[-1] == f"saved {state.path_of(folder, saved[-1], stage)}; run the same command to go on"
+    with pytest.raises(InputError, match=r"another config \(seed: 0 before, 1 now\)"):
+        train(config_of(reinforced, seed=1), folder, progress=silent)
+    with pytest.raises(InputError, match=r"another config \(text_pretraining"):
+        train(config_of(reinforced, text_pretraining=None), folder, progress=silent)
+    assert state.saved_steps(folder, stage) == saved
+    train(config_of(reinforced), folder, progress=silent)
+    assert digests(folder) == digests(whole)
+
+
+def test_a_lesson_of_other_texts_is_not_gone_on_with(reinforced, captions_alone, tmp_path):
+    config = config_of(captions_alone)
+    pretrain_text(start_model(config), config, tmp_path / "run", silent)
+    (captions_alone / vocabulary.NAME).write_bytes((reinforced / vocabulary.NAME).read_bytes())
+    with pytest.raises(InputError, match="the texts of the data are others than then; put them back"):
+        train(config, tmp_path / "run", progress=silent)
 
 
 @pytest.mark.slow
@@ -237,7 +275,7 @@ def test_two_processes_are_taught_as_one(reinforced, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_pretraining": {"texts": 64, "batch_size": 5}}, "text_pretraining.batch_size 5 does not divide by 2 x 1 processes"),
+        ({"text_pretraining": {"texts": 64, "batch_size": 5}}, "text_pretraining.batch_size: 5 does not divide by 2 x 1 processes"),
         (
             {"loss": {"distillation": 0.5, "teachers": [{"name": "a", "width": 7}]}},
             r"loss.teachers: a \(7\), but .*vocabulary.safetensors is by a \(6\), b \(4\); name them so, or remove it",
@@ -257,9 +295,9 @@ def test_what_does_not_fit(reinforced, tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": {}}, "text_pretraining needs loss.teachers"),
-        ({"loss": {}, "data": {"shards": ["x"]}}, "text_pretraining needs data.augmentation: stored"),
-        ({"freeze": ["text"]}, "text_pretraining teaches the text tower, and freeze keeps it as it is"),
+        ({"loss": {}}, "text_pretraining needs them, with names, widths and scales"),
+        ({"loss": {}, "data": {"shards": ["x"]}}, "text_pretraining needs `stored` here"),
+        ({"freeze": ["text"]}, "keeps the text tower as it is, and text_pretraining teaches it"),
         ({"text_pretraining": {"texts": 4, "batch_size": 3}}, "greater than or equal to 4"),
     ],
 )
@@ -270,7 +308,9 @@ def test_configs_that_make_no_sense(reinforced, changes, message):
 
 def test_a_loss_that_is_not_finite(reinforced, tmp_path):
     config = config_of(reinforced, text_pretraining=STAGE | {"lr": 1e30, "texts": 640}, optimizer={"max_norm": None})
-    with pytest.raises(GateError, match=r"no longer finite at step \d+ of text_pretraining; lower its lr"):
+    with pytest.raises(
+        GateError, match=r"no longer finite at step \d+ of text_pretraining; check the data, or start in another folder with a lower"
+    ):
         train(config, tmp_path, progress=silent)
 
 
@@ -379,8 +419,17 @@ def test_the_dry_run_counts_it(reinforced):
     without = plan(config_of(reinforced, text_pretraining=None))
     assert (with_it["text_pretraining"]["texts"], with_it["text_pretraining"]["steps"]) == (64, 4)
     assert 0 < with_it["text_pretraining"]["activations_bytes"] < with_it["memory"]["activations_bytes"] * 16 / 4
-    with pytest.raises(InputError, match="batch_size 5 does not divide"):
+    with pytest.raises(InputError, match="batch_size: 5 does not divide"):
         plan(config_of(reinforced, text_pretraining=STAGE | {"batch_size": 5}))
     assert 0 < with_it["text_pretraining"]["flops"] / 64 < with_it["cost"]["flops_per_sample"] / 2
     assert "text_pretraining" not in without
     assert without["cost"]["flops"] == with_it["cost"]["flops"]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [7]), (3, [5, 6, 7]), (5, [3, 4, 5, 6, 7])])
+def test_the_last_states_are_kept(tmp_path, keep, kept):
+    for step in range(8):
+        state.save(tmp_path, step, {}, keep)
+        assert state.saved_steps(tmp_path) == [s for s in range(8) if step - keep < s <= step]
+    assert state.saved_steps(tmp_path) == kept
+    assert not state.saved_steps(tmp_path, "texts")

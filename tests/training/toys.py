@@ -12,6 +12,7 @@ from mobileclip.models.blocks import LayerScale
 from mobileclip.models.clip import CLIP
 from mobileclip.specs import REGISTRY, MCiTower, PreprocessSpec, TextTower
 from mobileclip.training.losses import ClipLoss, Loss, SigLipLoss, Teachers
+from mobileclip.training.state import State
 from mobileclip.training.student import Student
 
 NANO = REGISTRY["mobileclip_nano"]
@@ -25,6 +26,8 @@ TINY = replace(
     text=TextTower(16, 2, 3, mixers=1, vocabulary=100),
     preprocess=PreprocessSpec(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
 )
+TRAINABLE = replace(TINY, text=replace(TINY.text, vocabulary=49408))
+"""With a place for each of the tokenizer's tokens."""
 DIMS = (6, 10)
 LOSSES: dict[str, Loss] = {
     "plain": ClipLoss(),
@@ -80,3 +83,16 @@ def difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     scale = max(g.abs().max().item() for g in expected.values())
     assert scale > 1e-4
     return max((got[n] - expected[n]).abs().max().item() for n in got) / scale
+
+
+def parts_that_differ(a: State, b: State) -> list[str]:
+    """Of two states of a run."""
+    return [part for part in {**a, **b} if not _same(a.get(part), b.get(part))]
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
