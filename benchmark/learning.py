@@ -7,6 +7,7 @@ while its config is the same; one that was stopped goes on. So it can be spread 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median, stdev, variance
 from typing import Any
 
 from mobileclip.benchmark import plots
@@ -66,12 +67,54 @@ LADDER = (
     Recipe("+ words", REINFORCED, (_NO_LESSON,)),
     Recipe("+ text tower first", REINFORCED),
 )
-"""Each rung adds one part of the recipe; the first four are the paper's (MobileCLIP, arXiv 2311.17049, table 1)."""
+"""Each rung adds one part of the recipe, in the order of MobileCLIP's ablation (arXiv 2311.17049, table 2) and then two parts of our own.
+Strong augmentation, its fourth rung, is among `VARIATIONS`: at this budget it would hide what comes after it.
+"""
 VARIATIONS = (
     Recipe("captions: either at random", REINFORCED, ("data.captions=random",)),
     Recipe("strong augmentation", REINFORCED, ("data.shards=[data/emoji-dr-strong]",)),
     Recipe("embeddings in bf16", REINFORCED, ("data.shards=[data/emoji-dr-bf16]",)),
     Recipe("one teacher with 30 views instead of 5", REINFORCED, (_TEACHER_ALONE, "data.shards=[data/emoji-dr-30]", _NO_LESSON)),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of a part of the recipe: that `new` is better than `old`, or as good."""
+
+    words: str
+    old: Recipe
+    new: Recipe
+    better: bool = True
+
+    def verdict(self, seed: int, decisive: float | None) -> str:
+        """A row of the page: difference in `MAIN` of runs of `RUNG` samples, in points, and what it says.
+
+        Args:
+            seed: Of both runs.
+            decisive: Points below which a difference decides nothing; None where it is not known yet.
+        """
+        scores = [Run(recipe, RUNG, seed).scores() for recipe in (self.old, self.new)]
+        if decisive is None or scores[0] is None or scores[1] is None:
+            return f"| {self.words} | - | not measured yet |"
+        difference = scores[1][MAIN] - scores[0][MAIN]
+        if abs(difference) <= decisive:
+            told = "not decided" if self.better else "not refuted"
+        else:
+            told = "confirmed" if difference > 0 else "refuted"
+        return f"| {self.words} | {difference:+.1f} | {told} |"
+
+
+CLAIMS = (
+    Claim("synthetic captions help", LADDER[0], LADDER[1]),
+    Claim("distillation helps", LADDER[1], LADDER[2]),
+    Claim("strong augmentation helps", LADDER[-1], VARIATIONS[1]),
+    Claim("three teachers are better than one", LADDER[2], LADDER[3]),
+    Claim("words help", LADDER[3], LADDER[4]),
+    Claim("teaching the text tower first helps", LADDER[4], LADDER[5]),
+    Claim("real and synthetic captions together are better than either at random", VARIATIONS[0], LADDER[-1]),
+    Claim("5 views are as good as 30", VARIATIONS[3], LADDER[2], better=False),
+    Claim("embeddings in bf16 are as good as in fp32", LADDER[-1], VARIATIONS[2], better=False),
 )
 
 
@@ -217,8 +260,17 @@ def efficiency(plain: Sequence[tuple[int, float]], reinforced: Sequence[tuple[in
     if not enough:
         return f"below 1: no budget reaches {wanted:.1f} %"
     before = [samples for samples, score in reinforced if score < wanted and samples < enough[0]]
-    between = f", under {FULL / before[-1]:.0f}" if before else ""
-    return f"at least {FULL / enough[0]:.0f}{between} ({enough[0]:,} samples instead of {FULL:,} for {wanted:.1f} %)"
+    between = f", under {math.ceil(10 * FULL / before[-1]) / 10:g}" if before else ""
+    return f"at least {math.floor(10 * FULL / enough[0]) / 10:g}{between} ({enough[0]:,} samples instead of {FULL:,} for {wanted:.1f} %)"
+
+
+def decisive(groups: Sequence[Sequence[Run]]) -> float | None:
+    """From how many points on a difference in `MAIN` of two single runs says something: two standard deviations of such a difference, by
+    the spread over the seeds of groups of runs; None where there is no spread yet.
+    """
+    scores = [[s[MAIN] for run in group if (s := run.scores())] for group in groups]
+    spreads = [variance(values) for values in scores if len(values) > 1]
+    return 2 * math.sqrt(2 * mean(spreads)) if spreads else None
 
 
 def page(seeds: Sequence[int]) -> str:
@@ -226,6 +278,8 @@ def page(seeds: Sequence[int]) -> str:
     plain, reinforced = LADDER[0], LADDER[-1]
     ratios = [(m, efficiency(curves(plain, seeds, m), curves(reinforced, seeds, m))) for m in METRICS]
     full = [(name, [Run(r, FULL, seed) for seed in seeds]) for name, r in (("plain", plain), ("reinforced", reinforced))]
+    least = decisive([group for _, group in full])
+    lost = [run.folder.name for run in runs(seeds) if (kept := records().get(run.config_sha256)) and kept.samples_per_s is None]
     budgets = [(name, [Run(r, b, seeds[0])]) for b in BUDGETS for name, r in (("plain", plain), ("reinforced", reinforced))]
     lines = [
         "# Learning: plain and reinforced training of mobileclip_nano", "",
@@ -235,13 +289,20 @@ def page(seeds: Sequence[int]) -> str:
         f"{TEXTS_PER_SAMPLE} texts a sample without pictures; they are not counted as samples. `mobileclip train CONFIG --dry-run`",
         "tells the operations of both.",
         "", *_table(full), "",
-        "Learning efficiency, how many times fewer samples reinforced training needs for the score that plain training ends with:", "",
+        "Learning efficiency, how many times fewer samples reinforced training needs for the score that plain training ends with. Of the",
+        f"smaller budgets there is one run each, of {FULL:,} samples the mean of all.", "",
         "| score | plain samples / reinforced samples |", "|---|---|", *(f"| {m} | {ratio} |" for m, ratio in ratios), "",
         f"![{MAIN} over samples]({PLOT.name})", "", "## Budgets", "", *_table(budgets), "",
         "## The parts of the recipe", "", *_table([(r.name, [Run(r, RUNG, seeds[0])]) for r in LADDER]), "",
         "Against the last line, the last of them against the third:", "",
         *_table([(r.name, [Run(r, RUNG, seeds[0])]) for r in VARIATIONS]), "",
-        "## Commands", "", "```", *(shlex.join(run.command) for run in runs(seeds)), "```", "",
+        "## What is said of the parts, and what these runs show", "",
+        f"Difference in {MAIN}, in points, between two single runs of {RUNG:,} samples. One below",
+        f"{'-' if least is None else f'{least:.1f}'}, two standard deviations of such a difference by the seeds of the full runs,",
+        "decides nothing.", "",
+        "| | difference | |", "|---|---|---|", *(claim.verdict(seeds[0], least) for claim in CLAIMS), "",
+        "## Commands", "", *([f"Logs that are lost, scores kept to one decimal: {', '.join(lost)}.", ""] if lost else []),
+        "```", *(shlex.join(run.command) for run in runs(seeds)), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -14,7 +14,9 @@ from mobileclip.benchmark.learning import (
     FULL,
     LADDER,
     METRICS,
+    RUNG,
     TEXTS_PER_SAMPLE,
+    Claim,
     Recipe,
     Run,
     curves,
@@ -75,7 +77,21 @@ def test_page_tells_what_the_logs_say(here):
     assert f"| plain | {FULL:,} | 3 | {' | '.join(['42.0 ± 2.0'] * 5)} |" in text
     assert f"| reinforced | {FULL:,} | 1 | {' | '.join(['50.0'] * 5)} |" in text
     assert f"| plain | {BUDGETS[0]:,} | 0 | - | - | - | - | - |" in text
-    assert "| unseen concept R@1 | at least 5, under 11 (50,000 samples instead of 270,000 for 42.0 %) |" in text
+    assert "| unseen concept R@1 | at least 5.4, under 10.8 (50,000 samples instead of 270,000 for 42.0 %) |" in text
+    assert "\n5.7, two standard deviations" in text, "of a difference: 2 sqrt(2) x 2.0"
+
+
+@pytest.mark.parametrize(
+    ("score", "told"), [(0.36, "| +6.0 | confirmed |"), (0.24, "| -6.0 | refuted |"), (0.34, "| +4.0 | not decided |")]
+)
+def test_claims(here, score, told):
+    claim, equal = Claim("it helps", LADDER[0], LADDER[1]), Claim("it is as good", LADDER[0], LADDER[1], better=False)
+    finish(Run(LADDER[0], RUNG, 0), 0.3)
+    assert claim.verdict(0, 5.0) == "| it helps | - | not measured yet |"
+    finish(Run(LADDER[1], RUNG, 0), score)
+    assert claim.verdict(0, 5.0).endswith(told)
+    assert equal.verdict(0, 5.0).endswith(told.replace("not decided", "not refuted"))
+    assert claim.verdict(0, None).endswith("| - | not measured yet |")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +100,7 @@ def test_page_tells_what_the_logs_say(here):
         ([], [(FULL, 50.0)], "not measured"),
         ([(BUDGETS[0], 10.0)], [(FULL, 50.0)], "not measured"),
         ([(FULL, 40.0)], [(FULL, 39.0)], "below 1"),
-        ([(FULL, 40.0)], [(BUDGETS[0], 41.0)], "at least 11 (25,000 samples"),
+        ([(FULL, 40.0)], [(BUDGETS[0], 41.0)], "at least 10.8 (25,000 samples"),
     ],
 )
 def test_efficiency_is_never_better_than_measured(plain, reinforced, told):
