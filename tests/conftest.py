@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,32 @@ from mobileclip.checkpoints import Checkpoint, recipe_checkpoint
 from mobileclip.export.bundle import TARGETS, Options, Precision, Target
 from mobileclip.recipe import recipe_tensor
 from mobileclip.specs import get_spec
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that trains in forks in a fresh process if this one cannot do so: behind torch.export and torch.compile, autograd
+    refuses to work in a fork.
+    """
+    if not pyfuncitem.get_closest_marker("trains_in_forks") or _trains_in_a_fork():
+        return None
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-m", "slow or not slow", pyfuncitem.nodeid]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-10_000:]
+    return True
+
+
+def _trains_in_a_fork() -> bool:
+    torch.ones(1, requires_grad=True).backward()  # autograd starts its threads here, if it needs any
+    child = os.fork()
+    if not child:
+        try:
+            torch.ones(1, requires_grad=True).backward()
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
 
 
 @pytest.fixture(scope="session")

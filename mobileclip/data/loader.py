@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -161,8 +164,10 @@ def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> Batch:
     )
 
 
-def _ignore_signals(_worker: int) -> None:
+def _start_worker(main: int, _worker: int) -> None:
     """The main process decides when it ends; torchrun sends signals to whole groups."""
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != main:
+        os._exit(1)  # it was killed meanwhile: torch only sees later deaths, and the worker would wait for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -230,7 +235,7 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_as_is,  # type: ignore[arg-type]
             prefetch_factor=4 if self.workers else None,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=functools.partial(_start_worker, os.getpid()),
             generator=torch.Generator(),  # else it draws from the global one, which a run that goes on has put back
         )
         parts: list[Batch] = []

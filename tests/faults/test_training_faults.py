@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -58,12 +60,11 @@ def distilled(folder: Path, workers: int = 0, **changes: object):
     return settings(folder, data=data, loss=TEACHER, **changes)
 
 
-def group_exists(number: int) -> bool:
+def runs(process: int) -> bool:
     try:
-        os.killpg(number, 0)
-    except ProcessLookupError:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
 
 
 def draw_each_step(step: str) -> None:
@@ -71,6 +72,7 @@ def draw_each_step(step: str) -> None:
         torch.rand(1)
 
 
+@pytest.mark.trains_in_forks
 @pytest.mark.parametrize(("reinforces", "kills"), [(False, 3), (True, 3), pytest.param(True, 50, marks=pytest.mark.slow)])
 def test_kill_at_random_moments(reinforces, kills, tmp_path, monkeypatch):
     """Runs are killed, and go on to be killed again, until they have ended, each to the bit as one that nobody killed."""
@@ -100,11 +102,10 @@ def test_kill_at_random_moments(reinforces, kills, tmp_path, monkeypatch):
     duration_s = time.monotonic() - began
     check(tmp_path / "timed")
     draw = random.Random(SEED)
-    run, steps, children = 0, [], []
+    run, steps = 0, []
     while len(steps) < kills:
         folder = tmp_path / f"run{run}"
         child = start(folder)
-        children.append(child)
         time.sleep(draw.uniform(0, duration_s))
         os.kill(child, signal.SIGKILL)
         code = exit_code(child)
@@ -117,10 +118,42 @@ def test_kill_at_random_moments(reinforces, kills, tmp_path, monkeypatch):
     assert exit_code(start(folder)) == 0
     check(folder)
     assert len(set(steps)) > kills / 5, "the moments are not all over the run"
-    until = time.monotonic() + 20
-    while left := [child for child in children if group_exists(child)]:
-        assert time.monotonic() < until, f"workers of the killed trainers {left} do not end"
-        time.sleep(0.5)
+
+
+@pytest.mark.trains_in_forks
+@pytest.mark.skipif(multiprocessing.get_all_start_methods()[0] != "fork", reason="workers are not forks here")
+def test_worker_that_starts_while_its_trainer_is_killed(tmp_path):
+    """It ends as well."""
+    write_shard(tmp_path / "0.tar", [sample(i) for i in range(8)])
+    started = tmp_path / "started"
+
+    def train_with_a_slow_worker() -> None:
+        trainer_id, seed = os.getpid(), random.seed
+
+        def seed_once_the_trainer_is_dead(number: int) -> None:  # what a worker does early
+            if os.getpid() != trainer_id:
+                started.write_text(str(os.getpid()))
+                while os.getppid() == trainer_id:
+                    time.sleep(0.02)
+            seed(number)
+
+        random.seed = seed_once_the_trainer_is_dead
+        train(settings(tmp_path, data={"shards": [str(tmp_path)], "workers": 1}), tmp_path / "run", progress=silent)
+
+    child = forked(train_with_a_slow_worker)
+    until = time.monotonic() + 100
+    while not (started.exists() and started.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    worker = int(started.read_text())
+    os.kill(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
+    until = time.monotonic() + 10
+    while (left := runs(worker)) and time.monotonic() < until:
+        time.sleep(0.1)
+    if left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left, "the worker waits for ever"
 
 
 def test_two_trainers_in_one_folder(tmp_path):

@@ -58,12 +58,11 @@ def digests(folder):
 
 
 def forked(function, *arguments):
-    """Call it in a process and process group of its own; it ends with 0, or with 1 after an error. Returns the id of both."""
+    """Call it in a process of its own, which ends with 0, or with 1 after an error; returns the pid."""
     pid = os.fork()
     if not pid:
         code = 1
         try:
-            os.setpgid(0, 0)
             signal.alarm(300)
             function(*arguments)
             code = 0

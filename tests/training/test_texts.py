@@ -202,6 +202,7 @@ def killed(config, folder, moment):
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.trains_in_forks
 @pytest.mark.parametrize(
     ("save_every", "moment", "texts", "saved"),
     [

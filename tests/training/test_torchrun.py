@@ -14,10 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mobileclip.data.shards import write_shard
 from mobileclip.files import locked
 from mobileclip.training import state
 from mobileclip.training.log import read_log
-from tests.training.conftest import digests, settings
+from tests.training.conftest import digests, picture, settings
 
 SLURM = Path(__file__).parents[2] / "configs/slurm.sh"
 
@@ -60,10 +61,12 @@ def test_two_processes_in_a_folder_where_another_trainer_works(shards, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def long(shards, tmp_path_factory):
-    """The config of a run of 20 steps, and what comes of it when nothing happens."""
+def long(tmp_path_factory):
+    """The config of a run of 20 steps, and what comes of it when nothing happens. Bad samples let the processes be at different places."""
     folder = tmp_path_factory.mktemp("long")
-    config = config_file(folder, shards, 80, data={"shards": [str(shards)], "workers": 1}, save_every=1000)
+    samples = [{"png": picture(i)} | ({"txt": f"part {i}".encode()} if i % 5 else {}) for i in range(24)]
+    write_shard(folder / "0.tar", [(f"{i:032x}", members) for i, members in enumerate(samples)])
+    config = config_file(folder, folder, 80, data={"shards": [str(folder)], "workers": 1, "max_bad": 0.5}, save_every=1000)
     whole = ran([*torchrun(2), config, "-o", folder / "whole"])
     assert whole.returncode == 0, whole.stderr[-2000:]
     return config, digests(folder / "whole")

@@ -87,6 +87,7 @@ def test_going_on(whole, shards, tmp_path):
     assert [line["step"] for line in read_log(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.trains_in_forks
 def test_tensorboard_has_what_the_log_has(shards, tmp_path):
     """Also of a run that was killed behind its last state: what it had logged is there, and in the end no step twice."""
 
