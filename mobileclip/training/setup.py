@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -106,12 +107,13 @@ def shards(config: TrainConfig) -> tuple[Shard, ...]:
     Raises:
         InputError: There are none, or what is joined does not fit.
     """
-    field = "data.shards"
     try:
-        find_shards(config.data.shards)
-        field = "data.join"
         return find_shards(config.data.shards, *config.data.join)
     except InputError as e:
+        field = "data.shards"
+        with contextlib.suppress(InputError):
+            find_shards(config.data.shards)
+            field = "data.join"
         raise config.wrong(field, str(e)) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from mobileclip.training.plan import plan
 from mobileclip.training.setup import start_model
 from mobileclip.training.texts import pretrain_text, read_texts, read_vocabulary, spread_words
 from mobileclip.training.trainer import train
-from tests.training.conftest import picture, settings
+from tests.training.conftest import digests, exit_code, forked, picture, settings
 
 WIDTHS = (6, 4)
 WORDS = ("goat", "sheep", "tower", "castle", "hedgehog", "hedgehogtower", "glass")
@@ -87,10 +86,6 @@ def config_of(folder, **changes):
 
 def with_data(folder, **changes):
     return config_of(folder, data=config_of(folder).data.model_dump() | changes)
-
-
-def digests(folder):
-    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.safetensors", "model-ema.safetensors")]
 
 
 @pytest.fixture(scope="module")
@@ -179,27 +174,24 @@ def test_it_decides_the_weights(reinforced, whole, tmp_path):
 
 def killed(config, folder, moment):
     """Train in a process of its own that kills itself at a moment."""
-    child = os.fork()
-    if not child:
-        save = state.save
+    save = state.save
 
-        def die():
-            os.kill(os.getpid(), signal.SIGKILL)
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
 
-        def saving(folder, step, *others):
-            if step == 0 and moment == "before the first state":
-                die()
-            path = save(folder, step, *others)
-            if step == 0 and moment == "behind the first state":
-                die()
-            return path
+    def saving(folder, step, *others):
+        if step == 0 and moment == "before the first state":
+            die()
+        path = save(folder, step, *others)
+        if step == 0 and moment == "behind the first state":
+            die()
+        return path
 
+    def run():
         state.save = saving
-        try:
-            train(config, folder, progress=lambda told: die() if told.startswith(moment) else None)
-        finally:
-            os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        train(config, folder, progress=lambda told: die() if told.startswith(moment) else None)
+
+    assert exit_code(forked(run)) == -signal.SIGKILL
 
 
 @pytest.mark.trains_in_forks
